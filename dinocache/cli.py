@@ -1,0 +1,513 @@
+"""The command `dinocache`: parses, calls one function, prints, chooses the exit code."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from dinocache import __version__
+from dinocache.terminal import echo_json, run
+
+if TYPE_CHECKING:
+    from dinocache.extract import ExtractRequest, Outcome
+    from dinocache.store import FailedItem
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Frozen vision features of medical images: extract once, probe anywhere.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DatasetArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a shipped dataset (see `dinocache datasets`), path of a manifest (.yaml), "
+        "or of a table (.csv, .tsv, .parquet) with a column `path` and, if wanted, item_id, "
+        "group, split, mask and any target columns."
+    ),
+]
+StoreArgument = Annotated[Path, typer.Argument(help="Folder of a store.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that paths are relative to. Default: data/<name>; a table's own folder."
+    ),
+]
+RootOption = Annotated[
+    Path,
+    typer.Option("--store", help="Root of the stores; one lies at ROOT/<dataset>/<model>/<res>."),
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option(help="The dataset's name. Default: the manifest's, or the table's stem."),
+]
+ModelOption = Annotated[str, typer.Option(help="Encoder; `dinocache encoders` lists them.")]
+ResolutionOption = Annotated[
+    str | None, typer.Option(help="What the encoder sees, px: 512, or 512x640 as height x width.")
+]
+VariantOption = Annotated[
+    str,
+    typer.Option(
+        help="Gives a second recipe of the same dataset, model and resolution its folder."
+    ),
+]
+FeaturesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Kinds to keep, with commas: cls, mean (a vector a row), dense (a map of patch "
+        "vectors), image, mask (the item's own grid). Default: what the store has, or the "
+        "dataset's."
+    ),
+]
+UnitRowsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Rows that are committed together: a power of two, 16 to 4096. Fixed for a store."
+    ),
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(help="Rows a pass of the encoder. Fixed for a store: it changes last bits."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"dinocache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Frozen vision features of medical images: extract once, probe anywhere."""
+
+
+@app.command()
+def extract(
+    dataset: DatasetArgument,
+    data: DataOption = None,
+    store: RootOption = Path("features"),
+    name: NameOption = None,
+    model: ModelOption = "dinov3-s",
+    resolution: ResolutionOption = None,
+    variant: VariantOption = "",
+    features: FeaturesOption = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="hub, PATH of a checkpoint (.pth, .safetensors), random[:SEED] (tests and "
+            "demonstrations only), or several with commas: the first that can be had. Default: "
+            "as the "
+            "store has it, else hub."
+        ),
+    ] = None,
+    rope: Annotated[
+        str | None,
+        typer.Option(
+            help="RoPE periods: auto (the checkpoint's, else rounded to bfloat16 as released) "
+            "or float32."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps or cpu.")] = "auto",
+    any_device: Annotated[
+        bool, typer.Option(help="Go on with a store that another kind of device began.")
+    ] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or bf16. Default: bf16 on cuda, fp32 elsewhere.")
+    ] = None,
+    batch: BatchOption = None,
+    unit_rows: UnitRowsOption = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
+    append: Annotated[
+        bool, typer.Option(help="Add this table's new items to the store of another table.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Try items again that failed before.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Extract what is missing of a dataset's features.
+
+    Run the same command again after any interruption: only what is not committed is done. Ends with
+    0 if every item has its features, 1 if some failed (they are named), 2 for a wrong request.
+
+    Examples:
+        dinocache extract demo --weights random
+        dinocache extract images.csv --data /data/xray --model dinov3-b --resolution 512
+    """
+    request = _request(
+        dataset=dataset,
+        data=data,
+        root=store,
+        name=name,
+        model=model,
+        resolution=resolution,
+        variant=variant,
+        features=features,
+        weights=weights,
+        rope=_choice("--rope", rope, ("auto", "float32")),
+        device=device,
+        any_device=any_device,
+        precision=_choice("--precision", precision, ("fp32", "bf16")),
+        batch=batch,
+        unit_rows=unit_rows,
+        workers=workers,
+        append=append,
+        retry_failed=retry_failed,
+    )
+    if dry_run:
+        _print_forecast(request, json)
+        return
+    from dinocache.extract import extract as run_extraction
+    from dinocache.progress import make_progress
+
+    try:
+        outcome = run_extraction(request, make_progress())
+    except KeyboardInterrupt:
+        print(
+            "stopped; what was committed is whole. Run the same command again to go on.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    _print_outcome(outcome, json)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    dataset: DatasetArgument,
+    data: DataOption = None,
+    store: RootOption = Path("features"),
+    name: NameOption = None,
+    model: ModelOption = "dinov3-s",
+    resolution: ResolutionOption = None,
+    variant: VariantOption = "",
+    features: FeaturesOption = None,
+    batch: BatchOption = None,
+    unit_rows: UnitRowsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say how many rows, units and bytes an extraction is; writes nothing, needs no weights."""
+    request = _request(
+        dataset=dataset,
+        data=data,
+        root=store,
+        name=name,
+        model=model,
+        resolution=resolution,
+        variant=variant,
+        features=features,
+        batch=batch,
+        unit_rows=unit_rows,
+    )
+    _print_forecast(request, json)
+
+
+@app.command()
+def info(store: StoreArgument, json: JsonOption = False) -> None:
+    """Show what a store holds: recipe, kinds, how much of it is done."""
+    from dinocache.store import FeatureStore
+
+    opened = FeatureStore(store)
+    header = opened.header
+    kinds = {}
+    for kind in opened.kinds:
+        units = len(opened.work([kind]))
+        kinds[kind] = {"units": units, "committed": units - len(opened.missing([kind]))}
+    failures = opened.failures()
+    facts: dict[str, Any] = {
+        "dataset": header.dataset,
+        "variant": header.variant,
+        "weights": header.recipe.encoder.weights.name,
+        "random_weights": header.recipe.encoder.weights.is_random,
+        "complete": opened.is_complete,
+        "items": len(opened.items),
+        "rows": sum(sum(s.item_rows) for s in opened.segments),
+        "segments": len(opened.segments),
+        "failed_items": len(failures),
+        "kinds": kinds,
+        "columns": list(opened.items.columns),
+        "digest": header.digest,
+        "recipe": header.recipe.model_dump(mode="json"),
+        "grid": vars(header.grid),
+        "execution": header.execution.model_dump(),
+        "provenance": header.provenance,
+    }
+    if json:
+        echo_json(facts)
+        return
+    if facts["random_weights"]:
+        print(f"RANDOM WEIGHTS ({facts['weights']}): for tests and demonstrations only")
+    encoder, given = header.recipe.encoder, header.recipe.input
+    rows = [
+        ("dataset", f"{header.dataset}{f' ({header.variant})' if header.variant else ''}"),
+        ("encoder", f"{encoder.name}, {encoder.dim} wide, patch {encoder.patch_px} px"),
+        ("weights", f"{encoder.weights.name}, sha256 {encoder.weights.sha256[:16]}..."),
+        ("RoPE periods", encoder.rope),
+        (
+            "input",
+            f"{given.resolution[0]} x {given.resolution[1]} px, {given.resize.mode}, "
+            f"{given.window}",
+        ),
+        ("precision", f"{header.recipe.precision}, stored as {header.recipe.dtype}"),
+        ("items", f"{facts['items']} ({facts['failed_items']} failed), {facts['rows']} rows"),
+        *((kind, f"{n['committed']} of {n['units']} units") for kind, n in kinds.items()),
+        ("complete", "yes" if facts["complete"] else "no: run the same `dinocache extract` again"),
+        ("columns", ", ".join(facts["columns"])),
+        ("digest", header.digest),
+        ("made", f"{header.provenance.get('created')} on {header.execution.device}"),
+    ]
+    _print_rows(rows)
+
+
+@app.command()
+def verify(store: StoreArgument, json: JsonOption = False) -> None:
+    """Hold every byte of a store against what was committed.
+
+    Ends with 0 (sound and complete), 1 (damaged: files and items are named) or 3 (sound,
+    incomplete).
+    """
+    from dinocache.verify import verify as check
+
+    found = check(store)
+    if json:
+        echo_json(
+            {
+                "sound": not found.damages,
+                "complete": found.complete,
+                "files": found.files,
+                "bytes": found.n_bytes,
+                "damages": [vars(damage) for damage in found.damages],
+                "leftovers": found.leftovers,
+            }
+        )
+        raise typer.Exit(found.exit_code)
+    from dinocache.progress import human_bytes
+
+    for damage in found.damages:
+        items = ", ".join(damage.items[:3]) + (", ..." if len(damage.items) > 3 else "")
+        print(f"damaged: {damage.file}: {damage.what}" + (f" (items {items})" if items else ""))
+    if found.leftovers:
+        print(
+            f"{len(found.leftovers)} files of interrupted work, harmless; as {found.leftovers[0]}"
+        )
+    state = "damaged" if found.damages else "sound"
+    complete = "complete" if found.complete else "incomplete"
+    print(f"{state}, {complete}: {found.files} files, {human_bytes(found.n_bytes)} read")
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def failures(store: StoreArgument, json: JsonOption = False) -> None:
+    """List the items that have no features, and why. Ends with 1 if there are any."""
+    from dinocache.store import FeatureStore
+
+    failed = FeatureStore(store).failures()
+    if json:
+        echo_json([_failure_facts(f) for f in failed])
+    else:
+        _print_failures(failed, sys.stdout)
+        if not failed:
+            print("no item failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def relabel(
+    store: StoreArgument,
+    table: Annotated[Path, typer.Argument(help="A table or manifest that lists the same items.")],
+    data: DataOption = None,
+) -> None:
+    """Give a store's items other targets, groups or splits; no feature is computed again."""
+    from dinocache.extract import relabel as change
+
+    changed = change(store, table, data)
+    print(f"{store}: {changed.items_name} is in force, columns {', '.join(changed.items.columns)}")
+
+
+@app.command()
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="One dataset, to explain it.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the datasets that are known by name, or explain one."""
+    from dinocache.errors import RequestError
+    from dinocache.manifest import load_manifest, shipped_manifests
+
+    shipped = {key: load_manifest(path) for key, path in shipped_manifests().items()}
+    if name is None:
+        if json:
+            echo_json({key: {"title": m.title, "licence": m.licence} for key, m in shipped.items()})
+        else:
+            _print_rows([(key, f"{m.title}; {m.licence}") for key, m in shipped.items()])
+        return
+    if name not in shipped:
+        raise RequestError(f"there is no dataset {name!r}; there are {', '.join(shipped)}")
+    manifest = shipped[name]
+    if json:
+        echo_json(manifest.model_dump(mode="json"))
+        return
+    extraction = manifest.extract
+    _print_rows(
+        [
+            ("name", manifest.name),
+            ("title", manifest.title),
+            ("licence", manifest.licence),
+            ("citation", manifest.citation),
+            ("home", manifest.home),
+            ("to obtain", manifest.obtain),
+            ("expected", ", ".join(f"{n} {what}" for what, n in manifest.expect.items())),
+            ("features", ", ".join(extraction.features)),
+            ("resolution", ", ".join(str(r) for r in extraction.resolutions)),
+        ]
+    )
+
+
+@app.command()
+def encoders(json: JsonOption = False) -> None:
+    """List the encoders that are known by name."""
+    from dinocache.encoders import ENCODERS
+
+    rows = [
+        {
+            "name": spec.name,
+            "dim": spec.dim,
+            "depth": spec.depth,
+            "patch_px": spec.patch_px,
+            "licence": spec.licence,
+            "source": spec.source,
+        }
+        for spec in ENCODERS
+    ]
+    if json:
+        echo_json(rows)
+        return
+    _print_rows(
+        [
+            (
+                str(row["name"]),
+                f"{row['dim']} wide, {row['depth']} blocks, patch {row['patch_px']} px; "
+                f"{row['licence']}",
+            )
+            for row in rows
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    return run(app, "dinocache", arguments)
+
+
+def _request(
+    *,
+    features: str | None = None,
+    resolution: str | None = None,
+    **options: Any,  # noqa: ANN401
+) -> "ExtractRequest":
+    from dinocache.extract import ExtractRequest, parse_resolution
+
+    return ExtractRequest(
+        features=tuple(part.strip() for part in features.split(",")) if features else None,
+        resolution=parse_resolution(resolution) if resolution else None,
+        **options,
+    )
+
+
+def _choice(option: str, value: str | None, choices: tuple[str, ...]) -> str | None:
+    from dinocache.errors import RequestError
+
+    if value is not None and value not in choices:
+        raise RequestError(f"{option} {value!r}: choose from {', '.join(choices)}")
+    return value
+
+
+def _print_forecast(request: "ExtractRequest", json: bool) -> None:
+    from dinocache.extract import dry_run
+    from dinocache.progress import human_bytes
+
+    forecast = dry_run(request)
+    if json:
+        echo_json(vars(forecast))
+        return
+    total = sum(forecast.n_bytes.values())
+    _print_rows(
+        [
+            ("store", str(forecast.path)),
+            ("items", str(forecast.items)),
+            ("rows", str(forecast.rows)),
+            ("units", f"{forecast.units} ({forecast.units_missing} to do)"),
+            *((kind, human_bytes(size)) for kind, size in forecast.n_bytes.items()),
+            ("free on disk", human_bytes(forecast.free_bytes)),
+        ]
+    )
+    if total > forecast.free_bytes:
+        print(
+            f"warning: {human_bytes(total)} will not fit; choose another --store", file=sys.stderr
+        )
+
+
+def _print_outcome(outcome: "Outcome", json: bool) -> None:
+    _print_failures(outcome.failures, sys.stderr)
+    if json:
+        echo_json(
+            {
+                "store": str(outcome.path),
+                "complete": outcome.complete,
+                "rows": outcome.rows,
+                "units": outcome.units,
+                "seconds": round(outcome.seconds, 3),
+                "failures": [_failure_facts(f) for f in outcome.failures],
+            }
+        )
+        return
+    done = (
+        f"{outcome.rows} rows in {outcome.seconds:.1f} s"
+        if outcome.units
+        else "nothing was missing"
+    )
+    print(f"{outcome.path}: {'complete' if outcome.complete else 'incomplete'}; {done}")
+
+
+def _print_failures(failed: Sequence["FailedItem"], stream: TextIO) -> None:
+    for item in failed[:20]:
+        print(f"failed: {item.item_id} ({item.failure.path}): {item.failure.reason}", file=stream)
+    if len(failed) > 20:
+        print(f"... and {len(failed) - 20} more: dinocache failures STORE lists all", file=stream)
+    if failed:
+        print(
+            f"{len(failed)} items failed; once mended, --retry-failed tries them again", file=stream
+        )
+
+
+def _failure_facts(item: "FailedItem") -> dict[str, object]:
+    return {"item_id": item.item_id, "kinds": item.kinds, **item.failure.model_dump()}
+
+
+def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")

@@ -1,0 +1,91 @@
+"""Everything that can go wrong and that a person can do something about.
+
+    DinocacheError
+    |-- RequestError            ask differently (also a ValueError; exit code 2)
+    |-- TableError              mend the table or the manifest (also a ValueError)
+    |-- ItemError               one item cannot be used; it is recorded and the run goes on
+    |-- WeightsError            other weights are needed
+    |   `-- WeightsUnavailableError   they cannot be had here and now
+    |-- StoreError              something about a store
+    |   |-- StoreNotFoundError  there is none (also a FileNotFoundError)
+    |   |-- RecipeMismatchError it was made otherwise
+    |   |-- StoreIncompleteError    not all of it is there yet
+    |   |-- StoreDamagedError   its bytes are not those that were written
+    |   `-- StoreWriteError     the disk refused (also an OSError)
+    `-- ProbeError              a head cannot be fitted on what was given (also a ValueError)
+
+A message says what was expected, what came, which file, and the way out. The command lines
+print it as one line and end with `exit_code`.
+"""
+
+__all__ = [
+    "DinocacheError",
+    "ItemError",
+    "ProbeError",
+    "RecipeMismatchError",
+    "RequestError",
+    "StoreDamagedError",
+    "StoreError",
+    "StoreIncompleteError",
+    "StoreNotFoundError",
+    "StoreWriteError",
+    "TableError",
+    "WeightsError",
+    "WeightsUnavailableError",
+]
+
+
+class DinocacheError(Exception):
+    """The root: whoever catches it catches every error that is meant for a person."""
+
+    exit_code = 1
+
+
+class RequestError(DinocacheError, ValueError):
+    """What was asked for cannot be; nothing was done."""
+
+    exit_code = 2
+
+
+class TableError(DinocacheError, ValueError):
+    """A table of items, or a manifest, does not say what it must."""
+
+
+class ItemError(DinocacheError):
+    """One item cannot be read, or its features cannot be kept."""
+
+
+class WeightsError(DinocacheError):
+    """A file of weights is not what the encoder needs."""
+
+
+class WeightsUnavailableError(WeightsError):
+    """The weights are neither on this machine nor to be had from the hub now."""
+
+
+class StoreError(DinocacheError):
+    """A store cannot serve as asked."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at that place."""
+
+
+class RecipeMismatchError(StoreError):
+    """The store was made by another recipe, or of other items."""
+
+
+class StoreIncompleteError(StoreError):
+    """What is asked for has not been extracted yet."""
+
+
+class StoreDamagedError(StoreError):
+    """The store's files are not the ones that were committed."""
+
+
+class StoreWriteError(StoreError, OSError):
+    """The disk refused a write; what was committed before is whole."""
+
+
+class ProbeError(DinocacheError, ValueError):
+    """The features or the labels do not allow this fit."""

@@ -1,0 +1,199 @@
+"""The item table: what carries a label, where it lies, and to whom it belongs.
+
+Columns that mean something to the project: `item_id` (unique), `path` (relative to the data
+folder), `group` (the patient: nothing of one group is ever on both sides of a split), and where
+there are any `split` and `mask`. Every other column is a target or a description.
+"""
+
+import hashlib
+import io
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from dinocache.errors import RequestError, StoreDamagedError, TableError
+
+__all__ = [
+    "RESERVED",
+    "check_name",
+    "from_parquet",
+    "latest_number",
+    "normalise",
+    "parquet_name",
+    "read_table",
+    "same_labels",
+    "to_parquet",
+]
+
+RESERVED = ("item_id", "path", "group", "split", "mask")
+"""Columns that are no targets."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FILE = re.compile(r"items-(\d{4})-([0-9a-f]{16})\.parquet")
+_SUFFIXES = (".csv", ".tsv", ".parquet")
+
+
+def check_name(name: str, option: str) -> str:
+    """Let through a name that is safe as a folder's.
+
+    Args:
+        name: A dataset's or a variant's.
+        option: What sets it, for the message.
+
+    Returns:
+        The name.
+
+    Raises:
+        RequestError: If it has other characters than letters, digits, `.`, `_`, `-`.
+    """
+    if not _NAME.fullmatch(name):
+        raise RequestError(
+            f"{name!r} cannot name a folder of stores: use letters, digits, '.', '_' and '-' "
+            f"(at most 100). Set another with {option}."
+        )
+    return name
+
+
+def read_table(path: Path, data: Path) -> pd.DataFrame:
+    """Read a table of items.
+
+    Args:
+        path: `.csv`, `.tsv` or `.parquet` with a column `path`.
+        data: The folder that its paths are relative to.
+
+    Returns:
+        The item table, see `normalise`.
+
+    Raises:
+        TableError: If the file cannot be parsed, or does not hold what a table of items must.
+        RequestError: If there is no such file or it is of another type.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise RequestError(f"{path.name}: a table ends in one of {', '.join(_SUFFIXES)}")
+    if not path.is_file():
+        raise RequestError(f"there is no table {path}")
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            # Identifiers stay text: 00000001 is a patient, not the number one.
+            table = pd.read_csv(
+                path,
+                sep="\t" if path.suffix.lower() == ".tsv" else ",",
+                dtype=dict.fromkeys(RESERVED, "string"),
+                encoding="utf-8-sig",
+            )
+    except (ValueError, OSError, UnicodeDecodeError) as exc:
+        raise TableError(f"{path.name} cannot be read as a table: {exc}") from exc
+    return normalise(table, data, path.name)
+
+
+def normalise(table: pd.DataFrame, data: Path, name: str) -> pd.DataFrame:
+    """Check a table of items and fill in what may be left out.
+
+    Args:
+        table: With a column `path`; `item_id` is the path where it is missing, `group` the item.
+        data: The folder that its paths are relative to; absolute ones are made so.
+        name: The table's, for messages.
+
+    Returns:
+        (n_items, columns) table, `item_id`, `path` and `group` first, all three text.
+
+    Raises:
+        TableError: If there is no column `path`, no row, an empty or repeated `item_id`, an empty
+            path, or one that leaves the folder.
+    """
+    if "path" not in table.columns:
+        columns = ", ".join(str(c) for c in table.columns[:12])
+        raise TableError(
+            f"{name} has no column 'path' (it has: {columns}); rename the column that names the "
+            "files"
+        )
+    if table.empty:
+        raise TableError(f"{name} has no rows")
+    table = table.reset_index(drop=True).copy()
+    table.columns = table.columns.map(str)
+    for column in ("item_id", "group"):
+        if column not in table:
+            table[column] = table["path" if column == "item_id" else "item_id"]
+    for column in ("item_id", "path", "group"):
+        table[column] = table[column].astype("string")
+        if (empty := table[column].isna() | (table[column] == "")).any():
+            row = int(empty.to_numpy().argmax()) + 1
+            raise TableError(f"{name}: row {row} has an empty {column!r}; fill it in")
+    if (repeated := table["item_id"].duplicated()).any():
+        raise TableError(
+            f"{name}: item_id {table['item_id'][repeated].iloc[0]!r} stands in more than one row "
+            f"({int(repeated.sum())} such rows); give each item its own"
+        )
+    for column in [c for c in ("path", "mask") if c in table]:
+        table[column] = _relative(table[column].astype("string"), data, name, column)
+    first = ["item_id", "path", "group"]
+    return table[first + [c for c in table.columns if c not in first]]
+
+
+def _relative(paths: "pd.Series[str]", data: Path, name: str, column: str) -> "pd.Series[str]":
+    root = Path(os.path.abspath(data))
+
+    def relative(path: str) -> str:
+        whole = Path(os.path.normpath(root / path))
+        if not whole.is_relative_to(root):
+            raise TableError(
+                f"{name}: {column} {path!r} lies outside the data folder; set --data to a "
+                "folder "
+                "that holds all files (stores keep relative paths only)"
+            )
+        return str(PurePosixPath(whole.relative_to(root)))
+
+    made: pd.Series[str] = paths.mask(paths == "").map(relative, na_action="ignore")
+    return made.astype("string")
+
+
+def same_labels(ours: pd.DataFrame, theirs: pd.DataFrame) -> bool:
+    """Tell whether two tables of the same items say the same, the order of columns apart."""
+    if set(ours.columns) != set(theirs.columns):
+        return False
+    left, right = (
+        from_parquet(to_parquet(t.set_index("item_id").sort_index().reset_index()), "")
+        for t in (ours, theirs)
+    )
+    return left.equals(right[list(left.columns)])
+
+
+def to_parquet(table: pd.DataFrame) -> bytes:
+    """Write a table as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, engine="pyarrow")
+    return buffer.getvalue()
+
+
+def parquet_name(number: int, content: bytes) -> str:
+    """Name an item table's file: its number, and the head of its sha256."""
+    return f"items-{number:04d}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+
+
+def latest_number(name: str) -> int:
+    """Give the number in an item table's name; 0 for ""."""
+    match = _FILE.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
+def from_parquet(content: bytes, name: str) -> pd.DataFrame:
+    """Read an item table back.
+
+    Args:
+        content: The file's bytes.
+        name: The file's name, which holds the head of its sha256; "" checks nothing.
+
+    Returns:
+        The table.
+
+    Raises:
+        StoreDamagedError: If the bytes are not those that the name promises.
+    """
+    match = _FILE.fullmatch(name)
+    digest = hashlib.sha256(content).hexdigest()
+    if name and not (match and digest.startswith(match[2])):
+        raise StoreDamagedError(f"{name} is damaged: its sha256 begins {digest[:16]}")
+    return pd.read_parquet(io.BytesIO(content), engine="pyarrow")

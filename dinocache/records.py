@@ -1,0 +1,129 @@
+"""What a store writes down about itself: its header and its commit records.
+
+See docs/store-format.md, "store.json" and "Commit records".
+"""
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dinocache.documents import Body
+from dinocache.errors import StoreDamagedError
+from dinocache.layout import FORMAT
+from dinocache.plan import Grid
+from dinocache.recipe import Recipe
+
+__all__ = ["Execution", "Failure", "Header", "Record", "StoredObject"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+P = TypeVar("P", bound=_Part)
+
+
+class Execution(_Part):
+    """What else the last bits depend on; a run goes on with it."""
+
+    device: str
+    threads: int
+
+
+class Header(_Part):
+    """The body of `store.json`."""
+
+    format: int = FORMAT
+    dataset: str
+    variant: str
+    recipe: Recipe
+    digest: str
+    grid: Grid
+    execution: Execution
+    provenance: dict[str, str]
+
+    @classmethod
+    def from_body(cls, body: Body, name: str) -> "Header":
+        """Read it back.
+
+        Args:
+            body: The document's.
+            name: The file, for messages.
+
+        Returns:
+            The header.
+
+        Raises:
+            StoreDamagedError: If it is of another format version, or not one.
+        """
+        if body.get("format") != FORMAT:
+            raise StoreDamagedError(
+                f"{name} says format {body.get('format')!r}; this version of dinocache reads "
+                f"{FORMAT}. "
+                "Upgrade dinocache to read it."
+            )
+        Recipe.from_body(body.get("recipe"), name)
+        return _validated(cls, body, name)
+
+
+class Failure(_Part):
+    """Why an item has no features."""
+
+    reason: str
+    reader: str
+    path: str
+
+
+class StoredObject(_Part):
+    """One committed file."""
+
+    bytes: int
+    crc32c: str
+
+
+class Record(_Part):
+    """The body of a commit record: this kind of this unit is done and on the disk."""
+
+    unit: str
+    kind: str
+    recipe: str
+    rows: tuple[int, int]
+    items: int
+    failed: dict[str, Failure]
+    not_asked: tuple[str, ...]
+    objects: dict[str, StoredObject]
+    made_by: dict[str, str]
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """Ids of items that this unit has nothing of."""
+        return frozenset(self.failed) | frozenset(self.not_asked)
+
+    @classmethod
+    def from_body(cls, body: Body, name: str) -> "Record":
+        """Read it back.
+
+        Args:
+            body: The document's.
+            name: The file, for messages.
+
+        Returns:
+            The record.
+
+        Raises:
+            StoreDamagedError: If a field is missing or of another type, or a path leaves the store.
+        """
+        record = _validated(cls, body, name)
+        for path in record.objects:
+            if path.startswith("/") or "\\" in path or ".." in path.split("/"):
+                raise StoreDamagedError(f"{name} names {path!r}, which is outside the store")
+        return record
+
+
+def _validated(cls: type[P], body: Body, name: str) -> P:
+    try:
+        return cls.model_validate(body)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        field = ".".join(str(part) for part in error["loc"])
+        raise StoreDamagedError(f"{name}: field {field!r}: {error['msg']}") from exc

@@ -1,0 +1,47 @@
+"""How both command lines end: one line for a person's mistake, never a traceback."""
+
+import json
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from dinocache.errors import DinocacheError
+
+__all__ = ["echo_json", "run"]
+
+
+def run(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
+    """Run a command line.
+
+    Args:
+        app: Its commands.
+        name: The program's.
+        arguments: Without the program; None takes the process's own.
+
+    Returns:
+        The exit code: 0 if all went well, 1 if something failed, 2 for a wrong request.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name=name)
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else int(bool(exc.code))
+    except DinocacheError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").split(".")[0] not in ("PIL", "huggingface_hub", "timm", "torchvision"):
+            raise
+        print(
+            f"error: {exc.name} is not installed: extraction needs `pip install "
+            "'dinocache[extract]'`; "
+            "probing does not",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def echo_json(value: object) -> None:
+    """Print a value as JSON on standard output, where nothing else goes."""
+    print(json.dumps(value, indent=2, default=str))

@@ -1,0 +1,300 @@
+"""Writing a store: data first, flushed to the disk, then the record that makes it count.
+
+See docs/store-format.md and invariants 1 to 3 of docs/design.md: no lock, nothing read back to be
+rewritten, and the same unit done twice, even at once, ends in the same bytes.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import zarr
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from dinocache import documents
+from dinocache.durable import create_exclusively, make_folder, replace_durably
+from dinocache.items import latest_number, parquet_name, to_parquet
+from dinocache.layout import (
+    FEATURES,
+    HEADER,
+    ITEM_PREFIX,
+    NATIVE,
+    NATIVE_KINDS,
+    PLANS,
+    SEALED,
+    UNITS,
+    VECTOR_KINDS,
+    ArrayLayout,
+    array_document,
+    array_layout,
+    group_document,
+    native_document,
+    record_name,
+)
+from dinocache.plan import Segment
+from dinocache.records import Header, Record, StoredObject
+from dinocache.store import FeatureStore
+
+__all__ = ["StoreWriter", "create_store", "expected_documents"]
+
+Objects = dict[str, StoredObject]
+
+
+class _DurableStore(LocalStore):
+    """zarr's local store, flushed to the disk, that notes each file's size and checksum."""
+
+    def __init__(self, root: Path, prefix: str) -> None:
+        super().__init__(root)
+        self.prefix = prefix
+        self.written: Objects = {}
+
+    async def set(self, key: str, value: Buffer, byte_range: object = None) -> None:
+        """Write a whole object (zarr calls this for each chunk or shard)."""
+        content = value.to_bytes()
+        await asyncio.to_thread(self._put, key, content)
+
+    def _put(self, key: str, content: bytes) -> None:
+        path = self.root / key
+        make_folder(path.parent)
+        replace_durably(path, content)
+        self.written[f"{self.prefix}/{key}"] = _stored(content)
+
+    def take(self) -> Objects:
+        """Give what was written since the last call."""
+        written, self.written = self.written, {}
+        return written
+
+
+def create_store(path: Path, header: Header) -> None:
+    """Make a store with nothing in it, unless one is there already.
+
+    Args:
+        path: Its folder, made where needed.
+        header: Its `store.json`.
+
+    Raises:
+        StoreWriteError: If the disk refuses.
+    """
+    for folder in (path, path / PLANS, path / UNITS, path / FEATURES, path / NATIVE):
+        make_folder(folder)
+    create_exclusively(path / HEADER, documents.encode(header.model_dump(mode="json")))
+
+
+class StoreWriter:
+    """Adds to a store. One thread uses one writer; several writers, anywhere, may share a store.
+
+    Attributes:
+        store: The store as it was when the writer last looked.
+    """
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        self._features = _DurableStore(store.path / FEATURES, FEATURES)
+        self._native = _DurableStore(store.path / NATIVE, NATIVE)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+
+    def reload(self) -> None:
+        """Look at the disk again."""
+        self.store = FeatureStore(self.store.path)
+
+    def layout(self, kind: str) -> ArrayLayout:
+        """Say how an array of this store is laid out."""
+        return array_layout(kind, self.store.header.recipe, self.store.header.grid)
+
+    def put_items(self, table: pd.DataFrame) -> None:
+        """Make an item table the one in force.
+
+        Args:
+            table: See `dinocache.items`.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        content = to_parquet(table)
+        name = parquet_name(latest_number(self.store.items_name) + 1, content)
+        replace_durably(self.store.path / name, content)
+        self.reload()
+
+    def add_segment(self, segment: Segment) -> None:
+        """Add a plan segment; if another process was first with that number, its plan holds.
+
+        Args:
+            segment: The next one.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        name = f"{segment.number:04d}.json"
+        create_exclusively(self.store.path / PLANS / name, documents.encode(segment.to_body()))
+        self.reload()
+
+    def prepare(self, kinds: Sequence[str]) -> None:
+        """Write the `zarr.json` of the arrays of some kinds, in the sizes that the plan asks for.
+
+        Args:
+            kinds: Row and native kinds, besides those that the store has.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        wanted = {*kinds, *self.store.kinds}
+        for name, content in expected_documents(self.store, wanted, complete=False).items():
+            path = self.store.path / name
+            make_folder(path.parent)
+            if not path.exists() or path.read_bytes() != content:
+                replace_durably(path, content)
+        self._arrays.clear()
+        self.reload()
+
+    def write_rows(self, kind: str, row: int, block: npt.NDArray[Any]) -> Objects:
+        """Write rows that begin on a file boundary and belong to one unit.
+
+        Args:
+            kind: Of a row, or `item_*`.
+            row: First row, a multiple of the layout's `file_rows`.
+            block: (rows, ...) of the layout's dtype; NaN where nothing is.
+
+        Returns:
+            The files written; none where all rows are NaN.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        layout = self.layout(kind)
+        if row % layout.file_rows or block.dtype != layout.dtype:
+            raise AssertionError(f"{kind} rows at {row} as {block.dtype} do not fit {layout}")
+        if kind not in self._arrays:
+            self._arrays[kind] = zarr.open_array(self._features, path=kind, mode="r+")
+        array = self._arrays[kind]
+        # Whole files only: zarr would read a file that it is given a part of.
+        short = min(-len(block) % layout.file_rows, array.shape[0] - row - len(block))
+        if short:
+            filler = np.full((short, *layout.tail), np.nan, block.dtype)
+            block = np.concatenate([block, filler])
+        array[row : row + len(block)] = block
+        return self._features.take()
+
+    def write_native(
+        self, kind: str, position: int, array: npt.NDArray[Any], attributes: dict[str, Any]
+    ) -> Objects:
+        """Write an item's own grid.
+
+        Args:
+            kind: `image` or `mask`.
+            position: The item's, on the item axis.
+            array: (C, Z, Y, X).
+            attributes: `value_range`, `affine`, `spacing`.
+
+        Returns:
+            The files written.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        channels, depth, height, width = array.shape
+        document = native_document((channels, depth, height, width), str(array.dtype), attributes)
+        name = f"{kind}/{position}"
+        self._native._put(f"{name}/zarr.json", document)
+        target = zarr.open_array(self._native, path=name, mode="r+", config=_KEEP_EMPTY)
+        target[...] = array
+        return self._native.take()
+
+    def commit(self, record: Record) -> None:
+        """Write the record that makes a unit and kind count. Its data is on the disk already.
+
+        Args:
+            record: What was done.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        content = documents.encode(record.model_dump(mode="json"))
+        replace_durably(self.store.path / record_name(record.unit, record.kind), content)
+
+    def seal(self) -> bool:
+        """If all is done, gather every record in `sealed.json` and say so in the arrays' group.
+
+        Returns:
+            Whether the store is complete.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        self.reload()
+        store = self.store
+        if not store.is_complete:
+            return False
+        units: documents.Body = {}
+        for work in store.work():
+            record = store.record(work.unit, work.kind)
+            if record is None:  # removed since it was listed
+                return False
+            units[f"{work.unit}.{work.kind}"] = record.model_dump(mode="json")
+        plans = {
+            f"{s.number:04d}.json": documents.checksum(documents.encode(s.to_body()))
+            for s in store.segments
+        }
+        body = {"units": units, "plans": plans, "items": store.items_name}
+        _replace_if_other(store.path / SEALED, documents.encode(body))
+        for name, content in expected_documents(store, store.kinds, complete=True).items():
+            _replace_if_other(store.path / name, content)
+        self.reload()
+        return True
+
+
+_KEEP_EMPTY = {"write_empty_chunks": True}
+"""An all-black slice is data: it gets its file like every other."""
+
+
+def expected_documents(
+    store: FeatureStore, kinds: Sequence[str] | set[str], *, complete: bool
+) -> dict[str, bytes]:
+    """Say what the `zarr.json` files of a store must hold, those of single items apart.
+
+    Args:
+        store: The store.
+        kinds: Row and native kinds.
+        complete: Whether it is.
+
+    Returns:
+        Path within the store -> bytes.
+    """
+    header, segments = store.header, store.segments
+    rows = segments[-1].row_stop if segments else 0
+    items = segments[-1].item_stop if segments else 0
+    attributes = {
+        "dinocache": {
+            "format": header.format,
+            "dataset": header.dataset,
+            "recipe": header.recipe.model_dump(mode="json"),
+            "digest": header.digest,
+            "weights": header.recipe.encoder.weights.name,
+            "complete": complete,
+        }
+    }
+    files = {f"{FEATURES}/zarr.json": group_document(attributes)}
+    files[f"{NATIVE}/zarr.json"] = group_document({})
+    for kind in sorted(kinds):
+        if kind in NATIVE_KINDS:
+            files[f"{NATIVE}/{kind}/zarr.json"] = group_document({})
+            continue
+        layout = array_layout(kind, header.recipe, header.grid)
+        files[f"{FEATURES}/{kind}/zarr.json"] = array_document(layout, rows)
+        if kind in VECTOR_KINDS:
+            of_items = array_layout(f"{ITEM_PREFIX}{kind}", header.recipe, header.grid)
+            files[f"{FEATURES}/{of_items.kind}/zarr.json"] = array_document(of_items, items)
+    return files
+
+
+def _stored(content: bytes) -> StoredObject:
+    return StoredObject(bytes=len(content), crc32c=documents.checksum(content))
+
+
+def _replace_if_other(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        replace_durably(path, content)

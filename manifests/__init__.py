@@ -1,0 +1,1 @@
+"""Data, not code: one YAML file a dataset, and the embedded demonstration set."""

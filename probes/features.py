@@ -1,0 +1,116 @@
+"""The one door to the stores: from a folder of features to arrays and labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dinocache.recipe import resolution_name
+from dinocache.store import FeatureStore
+
+__all__ = ["ItemFeatures", "StoreFacts", "first_dense_item", "load_item_features", "store_facts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFacts:
+    """What a result says of the store it was made from."""
+
+    dataset: str
+    model: str
+    resolution: str
+    variant: str
+    digest: str
+    weights: str
+    random_weights: bool
+    items_table: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemFeatures:
+    """One vector an item, with its row of the item table.
+
+    Attributes:
+        x: (n_items, dim) float32.
+        items: (n_items, columns) table in the same order.
+        failed: Ids of items whose extraction failed -> why; they are in neither.
+        store: Where they come from.
+    """
+
+    x: npt.NDArray[np.float32]
+    items: pd.DataFrame
+    failed: dict[str, str]
+    store: StoreFacts
+
+
+def load_item_features(path: Path, kinds: Sequence[str]) -> ItemFeatures:
+    """Read one vector an item from a store.
+
+    Args:
+        path: The store's folder.
+        kinds: `cls`, `mean`, or both, concatenated in this order.
+
+    Returns:
+        Features and labels; an item that failed in one kind is left out.
+
+    Raises:
+        StoreError: If the store is missing, incomplete or damaged.
+    """
+    store = FeatureStore(path)
+    read = [store.item_vectors(kind) for kind in kinds]
+    common = set[str].intersection(*(set(ids) for ids, _ in read))
+    blocks = [block[[i in common for i in ids]] for ids, block in read]
+    items = store.items[store.items["item_id"].isin(common)].reset_index(drop=True)
+    return ItemFeatures(
+        x=blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1),
+        items=items,
+        failed={f.item_id: f.failure.reason for f in store.failures() if f.item_id not in common},
+        store=_facts(store),
+    )
+
+
+def first_dense_item(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Read the first item of a store that has both its patch features and its image.
+
+    Args:
+        path: The store's folder.
+
+    Returns:
+        (item id, (grid_height, grid_width, dim) float32, (Y, X) or (Y, X, 3) float32 in [0, 1]),
+        of the item's middle row.
+
+    Raises:
+        StoreError: If the store is missing or damaged, or no item has both.
+    """
+    store = FeatureStore(path)
+    absent = {f.item_id for f in store.failures()}
+    item_id = next((str(i) for i in store.items["item_id"] if i not in absent), "")
+    maps = store.rows("dense", item_id)
+    image, attributes = store.native("image", item_id)
+    middle = len(maps) // 2
+    low, high = attributes["value_range"]
+    picture = (image[:, middle].astype(np.float32) - low) / (high - low)
+    shown = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
+    return item_id, maps[middle].astype(np.float32), shown
+
+
+def store_facts(path: Path) -> StoreFacts:
+    """Say what a store is, for tables and captions."""
+    return _facts(FeatureStore(path))
+
+
+def _facts(store: FeatureStore) -> StoreFacts:
+    header = store.header
+    encoder = header.recipe.encoder
+    return StoreFacts(
+        dataset=header.dataset,
+        model=encoder.name,
+        resolution=resolution_name(header.recipe.input.resolution),
+        variant=header.variant,
+        digest=header.digest,
+        weights=encoder.weights.name,
+        random_weights=encoder.weights.is_random,
+        items_table=store.items_name,
+    )

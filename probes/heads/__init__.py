@@ -1,0 +1,160 @@
+"""What is trained on frozen features: a table of heads, each arrays in, arrays out."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, Protocol, Self, get_args, get_origin, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.heads.knn import KnnHead
+from probes.heads.linear import LinearHead
+
+__all__ = ["HEADS", "Head", "KnnHead", "LinearHead", "Setting", "make_head", "parse_settings"]
+
+Setting = bool | int | float | str | None
+"""What a setting of a head can be; all of it goes into JSON."""
+
+
+class Head(Protocol):
+    """What every head does, in the manner of scikit-learn.
+
+    The constructor takes keyword arguments only, annotated with types that text can be read
+    as: `parse_settings` and `make_head` work from that signature.
+    """
+
+    def __init__(self, **settings: Setting) -> None:
+        """Check and keep the settings."""
+
+    def fit(self, x: npt.NDArray[np.floating[Any]], y: npt.NDArray[Any]) -> Self:
+        """Learn from features (n_items, dim) and targets (n_items, n_outputs) of 0 and 1."""
+
+    def predict_proba(self, x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+        """Return scores (n_items, n_outputs) float32 in [0, 1]."""
+
+    def get_params(self) -> dict[str, Setting]:
+        """Return the settings of the constructor."""
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that was learned."""
+
+    @classmethod
+    def from_arrays(cls, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Restore a head from `get_params` and `to_arrays`; it predicts identically."""
+
+
+HEADS: Mapping[str, type[Head]] = MappingProxyType({"knn": KnnHead, "linear": LinearHead})
+
+
+def make_head(name: str, **params: Setting) -> Head:
+    """Build a head from the table.
+
+    Args:
+        name: A key of `HEADS`.
+        **params: Settings of that head; what is not given keeps its default. Text is read as
+            the setting's declared type, so ``lr="0.01"`` is ``lr=0.01``.
+
+    Returns:
+        A head, not fitted.
+
+    Raises:
+        ValueError: If the name or a setting is unknown, or a value is of another type or out of
+            range.
+    """
+    declared = _declared_settings(name)
+    typed = {}
+    for key, value in params.items():
+        if key not in declared:
+            raise ValueError(f"head {name} has no setting {key!r}; it has: {', '.join(declared)}")
+        try:
+            typed[key] = _read(value, declared[key])
+        except ValueError as exc:
+            raise ValueError(
+                f"setting {key} of head {name} must be {_describe(declared[key])}, got {value!r}"
+            ) from exc
+    return HEADS[name](**typed)
+
+
+def parse_settings(name: str, texts: Iterable[str]) -> dict[str, Setting]:
+    """Read settings written as ``key=value``.
+
+    Args:
+        name: A key of `HEADS`.
+        texts: Settings of that head, such as ``lr=0.01``, ``standardize=false`` or
+            ``temperature=none``.
+
+    Returns:
+        The settings that were given, each of its declared type and accepted by the head.
+
+    Raises:
+        ValueError: If a text is not ``key=value``, a key comes twice, or `make_head` refuses.
+    """
+    given: dict[str, Setting] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not (key and equals and value):
+            raise ValueError(f"a setting is written key=value, got {text!r}")
+        if key in given:
+            raise ValueError(f"setting {key} is given twice: {given[key]} and {value}; keep one")
+        given[key] = value
+    params = make_head(name, **given).get_params()
+    return {key: params[key] for key in given}
+
+
+def _declared_settings(name: str) -> dict[str, object]:
+    """Return the declared type of each setting of a head."""
+    if name not in HEADS:
+        raise ValueError(f"there is no head {name!r}; known heads: {', '.join(HEADS)}")
+    constructor = HEADS[name].__init__
+    hints = get_type_hints(constructor)
+    return {key: hints[key] for key in inspect.signature(constructor).parameters if key != "self"}
+
+
+def _read(value: Setting, declared: object) -> Setting:
+    """Return ``value`` as the declared type.
+
+    Raises:
+        ValueError: If it cannot be read so.
+    """
+    if get_origin(declared) is UnionType:
+        return _read_first(value, get_args(declared))
+    if get_origin(declared) is Literal and value in get_args(declared):
+        return value
+    if declared is NoneType and value in (None, "none"):
+        return None
+    if declared is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    # A bool is an int to Python, but k=True is a mistake.
+    if declared is int and isinstance(value, int | str) and not isinstance(value, bool):
+        return int(value)
+    if declared is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        return float(value)
+    if declared is str and isinstance(value, str):
+        return value
+    raise ValueError(f"{value!r} is not {_describe(declared)}")
+
+
+def _read_first(value: Setting, declared: tuple[object, ...]) -> Setting:
+    """Return ``value`` as the first of several types that it can be read as."""
+    for option in declared:
+        try:
+            return _read(value, option)
+        except ValueError:
+            continue
+    raise ValueError(f"{value!r} is none of them")
+
+
+def _describe(declared: object) -> str:
+    """Return the words for a declared type, as a person types its values."""
+    if get_origin(declared) is UnionType:
+        return " or ".join(_describe(option) for option in get_args(declared))
+    if get_origin(declared) is Literal:
+        return " or ".join(get_args(declared))
+    words: dict[object, str] = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        NoneType: "none",
+    }
+    return words.get(declared, "text")

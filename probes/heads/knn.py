@@ -1,0 +1,303 @@
+"""k nearest neighbours by cosine similarity; nothing is trained."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["KnnHead"]
+
+_BLOCK = 2**24
+"""Numbers in the largest temporary array: 64 MB as float32."""
+_LEARNED = ("unit_features", "targets")
+
+
+class KnnHead:
+    """Share of the ``k`` most similar training items that carry a label.
+
+    score_c(q) = sum_j w_j y_jc / sum_j w_j over the k neighbours j of q, with w_j = 1, or
+    w_j = exp(cos(q, j) / temperature). At a score of 0.5, uniform weights are a majority vote.
+    Among equally similar training items the one that stands first is the nearer neighbour.
+
+    Args:
+        k: Neighbours that vote, at least 1 and at most the number of training items.
+        temperature: None for votes of equal weight, or a number above 0: the smaller, the more
+            the nearest ones count.
+
+    Attributes:
+        unit_features_: (n_train, dim) float32, training features scaled to length 1.
+        targets_: (n_train, n_outputs) uint8 of 0 and 1.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+
+    References:
+        Liu et al., "Does DINOv3 Set a New Medical Vision Standard?", arXiv:2509.06467, for k-NN
+        on frozen features as independent binary tasks; the paper names neither k nor the
+        weights. Weights by temperature (0.07 there): Wu et al., "Unsupervised Feature Learning
+        via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4.
+    """
+
+    unit_features_: npt.NDArray[np.float32]
+    targets_: npt.NDArray[np.uint8]
+
+    def __init__(self, *, k: int = 20, temperature: float | None = None) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1 neighbour, got {k}")
+        if temperature is not None and not 0 < temperature < np.inf:
+            raise ValueError(
+                f"temperature must be a number above 0, or none for equal votes; got {temperature}"
+            )
+        self.k = k
+        self.temperature = temperature
+
+    def fit(self, x: npt.NDArray[np.floating[Any]], y: npt.NDArray[Any]) -> Self:
+        """Keep the training items.
+
+        Args:
+            x: (n_items, dim) features, a floating dtype, no row all zeros.
+            y: (n_items, n_outputs) of 0 and 1.
+
+        Returns:
+            The head itself, fitted.
+
+        Raises:
+            ValueError: If the shapes or the values are not as above, or there are fewer than
+                ``k`` items.
+        """
+        x, y = np.asarray(x), np.asarray(y)
+        _check_training(x, y)
+        _check_k(self.k, len(x))
+        self.unit_features_ = _unit_rows(x)
+        self.targets_ = y.astype(np.uint8)
+        return self
+
+    def predict_proba(self, x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+        """Score items by their ``k`` neighbours.
+
+        Args:
+            x: (n_items, dim) features, a floating dtype, no row all zeros.
+
+        Returns:
+            (n_items, n_outputs) float32 in [0, 1].
+
+        Raises:
+            ValueError: If the head is not fitted, or ``x`` is not as above.
+        """
+        return self.predict_curve(x, [self.k])[self.k]
+
+    def predict_curve(
+        self, x: npt.NDArray[np.floating[Any]], ks: Sequence[int]
+    ) -> dict[int, npt.NDArray[np.float32]]:
+        """Score items for several numbers of neighbours, searching once.
+
+        Args:
+            x: (n_items, dim) features, a floating dtype, no row all zeros.
+            ks: Numbers of neighbours, each at least 1 and at most the number of training items.
+
+        Returns:
+            For each of ``ks``, ascending, (n_items, n_outputs) float32: what `predict_proba`
+            gives with that ``k``.
+
+        Raises:
+            ValueError: If the head is not fitted, ``ks`` is empty or out of range, or ``x`` is
+                not as above.
+        """
+        ks = sorted(set(ks))
+        if not ks:
+            raise ValueError("a curve over k needs at least one k, got none")
+        queries = self._queries(x, ks)
+        curve = {k: np.empty((len(x), self.targets_.shape[1]), dtype=np.float32) for k in ks}
+        for rows in self._blocks(len(x), ks[-1]):
+            index, cosine = self._nearest(queries[rows], ks[-1])
+            weights = self._weights(cosine)[:, :, np.newaxis]
+            votes = np.cumsum(weights * self.targets_[index], axis=1)
+            totals = np.cumsum(weights, axis=1)
+            for k in ks:
+                curve[k][rows] = votes[:, k - 1] / totals[:, k - 1]
+        return curve
+
+    def neighbours(
+        self, x: npt.NDArray[np.floating[Any]]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Find the ``k`` training items most similar to each item, most similar first.
+
+        Args:
+            x: (n_items, dim) features, a floating dtype, no row all zeros.
+
+        Returns:
+            Row numbers among the training items, (n_items, k) int64, and their cosine
+            similarities, (n_items, k) float64.
+
+        Raises:
+            ValueError: If the head is not fitted, or ``x`` is not as above.
+        """
+        queries = self._queries(x, [self.k])
+        index = np.empty((len(x), self.k), dtype=np.int64)
+        cosine = np.empty((len(x), self.k))
+        for rows in self._blocks(len(x), self.k):
+            index[rows], cosine[rows] = self._nearest(queries[rows], self.k)
+        return index, cosine
+
+    def get_params(self) -> dict[str, bool | int | float | str | None]:
+        """Return the settings of the constructor, ready for JSON."""
+        return {"k": self.k, "temperature": self.temperature}
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the training items, by name, without the trailing ``_``.
+
+        Raises:
+            ValueError: If the head is not fitted.
+        """
+        if not hasattr(self, "targets_"):
+            raise ValueError("the head is not fitted; there is nothing to save before fit")
+        return {name: getattr(self, f"{name}_") for name in _LEARNED}
+
+    @classmethod
+    def from_arrays(cls, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Restore a fitted head that predicts as the saved one did.
+
+        Args:
+            params: What `get_params` returned.
+            arrays: What `to_arrays` returned.
+
+        Returns:
+            A fitted head.
+
+        Raises:
+            ValueError: If an array is missing or a setting is out of its range.
+        """
+        missing = [name for name in _LEARNED if name not in arrays]
+        if missing:
+            raise ValueError(
+                f"a knn head is saved as the arrays {', '.join(_LEARNED)}; "
+                f"missing: {', '.join(missing)}. Fit the head again."
+            )
+        head = cls(**params)
+        for name in _LEARNED:
+            setattr(head, f"{name}_", arrays[name])
+        return head
+
+    def _queries(
+        self, x: npt.NDArray[np.floating[Any]], ks: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Check what is asked; return ``x`` with rows of length 1."""
+        if not hasattr(self, "targets_"):
+            raise ValueError("the head is not fitted; call fit or from_arrays first")
+        n_train, dim = self.unit_features_.shape
+        for k in ks:
+            _check_k(k, n_train)
+        x = np.asarray(x)
+        _check_features(x)
+        if x.shape[1] != dim:
+            raise ValueError(
+                f"the head was fitted on features of width {dim}, got {x.shape[1]}; "
+                "give it features of the encoder that it was fitted on"
+            )
+        return _unit_rows(x)
+
+    def _blocks(self, n_items: int, k: int) -> list[slice]:
+        """Cut the queries so that neither similarities nor votes exceed `_BLOCK` numbers."""
+        widest = max(len(self.targets_), k * self.targets_.shape[1])
+        step = max(1, _BLOCK // widest)
+        return [slice(start, start + step) for start in range(0, n_items, step)]
+
+    def _nearest(
+        self, queries: npt.NDArray[np.float32], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Find the k nearest training items of each query, exactly.
+
+        A float32 matrix product gives two equal training rows similarities that differ in the
+        last bit, depending on where the rows stand (OpenBLAS and MKL both do). So it only
+        shortlists: who misses the k-th best by no more than its rounding error is compared in
+        float64, pair by pair, and there equal rows tie.
+
+        Args:
+            queries: (n_queries, dim) float32, rows of length 1.
+            k: Number of neighbours.
+
+        Returns:
+            Row numbers (n_queries, k) int64 and cosines (n_queries, k) float64, best first.
+
+        References:
+            Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, section 3.1:
+            a product of two vectors of length 1 errs by at most dim * eps / 2; here it counts
+            twice, once for the k-th best and once for who is compared with it.
+        """
+        n_train, dim = self.unit_features_.shape
+        similarity = queries @ self.unit_features_.T
+        kth_best = np.partition(similarity, n_train - k, axis=1)[:, n_train - k]
+        slack = dim * np.finfo(np.float32).eps
+        query, train = np.nonzero(similarity >= (kth_best - slack)[:, np.newaxis])
+        cosine = _pair_products(queries, self.unit_features_, query, train)
+        order = np.lexsort((train, -cosine, query))
+        first = np.searchsorted(query, np.arange(len(queries)))
+        best = order[first[:, np.newaxis] + np.arange(k)]
+        return train[best], cosine[best]
+
+    def _weights(self, cosine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        if self.temperature is None:
+            return np.ones_like(cosine)
+        # Relative to the nearest neighbour, which cancels in the score and cannot overflow.
+        weights: npt.NDArray[np.float64] = np.exp((cosine - cosine[:, :1]) / self.temperature)
+        return weights
+
+
+def _pair_products(
+    left: npt.NDArray[np.float32],
+    right: npt.NDArray[np.float32],
+    left_rows: npt.NDArray[np.int64],
+    right_rows: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float64]:
+    """Multiply pairs of rows, summed in float64 in an order that only the length decides."""
+    products = np.empty(len(left_rows))
+    step = max(1, _BLOCK // 8 // left.shape[1])
+    for start in range(0, len(products), step):
+        pairs = slice(start, start + step)
+        products[pairs] = np.einsum(
+            "ij,ij->i", left[left_rows[pairs]], right[right_rows[pairs]], dtype=np.float64
+        )
+    return products
+
+
+def _unit_rows(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    """Scale the rows of ``x`` (n_items, dim) to length 1, as float32."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
+    unusable = ~(np.isfinite(lengths) & (lengths > 0))
+    if unusable.any():
+        row = int(np.argmax(unusable))
+        what = "all zeros" if lengths[row] == 0 else "not finite"
+        raise ValueError(
+            f"cosine similarity needs features with a direction, row {row} is {what}; "
+            "leave that item out"
+        )
+    units = np.empty(x.shape, dtype=np.float32)
+    np.divide(x, lengths[:, np.newaxis], out=units, dtype=np.float64, casting="same_kind")
+    return units
+
+
+def _check_training(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    if y.ndim != 2 or len(x) != len(y) or len(y) == 0 or y.shape[1] == 0:
+        raise ValueError(
+            "a head is fitted on features (n_items, dim) and targets (n_items, n_outputs) of the "
+            f"same items, at least one; got {x.shape} and {y.shape}"
+        )
+    _check_features(x)
+    if not ((y == 0) | (y == 1)).all():
+        raise ValueError(
+            f"targets must be 0 or 1, got {y[(y != 0) & (y != 1)][0]}; "
+            "leave out items without a label, write classes as one column each"
+        )
+
+
+def _check_features(x: npt.NDArray[Any]) -> None:
+    if x.ndim != 2 or not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"features must be (n_items, dim) floats, got {x.shape} {x.dtype}")
+
+
+def _check_k(k: int, n_train: int) -> None:
+    if not 1 <= k <= n_train:
+        raise ValueError(
+            f"k={k} neighbours cannot vote among {n_train} training items; set k to 1 ... {n_train}"
+        )

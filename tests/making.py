@@ -1,0 +1,51 @@
+"""What tests make for themselves: images, tables, requests."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dinocache.extract import ExtractRequest
+
+
+def make_table(folder: Path, n_images: int, *, seed: int = 0) -> Path:
+    """Write grey PNGs of two kinds, bright and dark, and a table of them.
+
+    Two images a patient; `bright` is the target; sizes all differ.
+    """
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    (folder / "png").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(n_images):
+        bright = (index // 2) % 2
+        pixels = rng.integers(0, 120, (40 + index % 7, 50 + index % 5)) + 120 * bright
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"png/{index:04d}.png")
+        rows.append(
+            {
+                "item_id": f"{index:04d}",
+                "path": f"png/{index:04d}.png",
+                "group": f"p{index // 2}",
+                "bright": bright,
+                "third": "abc"[(index // 2) % 3],
+            }
+        )
+    table = folder / "images.csv"
+    pd.DataFrame(rows).to_csv(table, index=False)
+    return table
+
+
+def tiny_request(table: Path, root: Path, **options: object) -> ExtractRequest:
+    """Ask for the tiny encoder at 32 x 48 px in units of 16 rows."""
+    given: dict[str, object] = {
+        "dataset": str(table),
+        "root": root,
+        "model": "tiny",
+        "resolution": (32, 48),
+        "weights": "random:0",
+        "unit_rows": 16,
+        "batch": 8,
+        "device": "cpu",
+    }
+    return ExtractRequest(**(given | options))  # type: ignore[arg-type]
