@@ -152,6 +152,5 @@ def open_array(folder: Path) -> ChunkedArray:
 def _damaged(name: str, why: str) -> StoreDamagedError:
     return StoreDamagedError(
         f"{name} is damaged: {why}. Run `dinocache verify` to see what else is, and copy those "
-        "files "
-        "again from where the store came from."
+        "files again from where the store came from."
     )

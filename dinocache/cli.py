@@ -109,8 +109,7 @@ def extract(
         typer.Option(
             help="hub, PATH of a checkpoint (.pth, .safetensors), random[:SEED] (tests and "
             "demonstrations only), or several with commas: the first that can be had. Default: "
-            "as the "
-            "store has it, else hub."
+            "as the store has it, else hub."
         ),
     ] = None,
     rope: Annotated[

@@ -236,8 +236,8 @@ def relabel(path: Path, table_path: Path, data: Path | None = None) -> FeatureSt
         common = ours.index.intersection(theirs.index)
         raise RecipeMismatchError(
             f"{table_path.name} lists {len(theirs)} items, the store {len(ours)}, of which "
-            f"{len(common)} "
-            "have the same item_id; relabel wants the same items with the same paths"
+            f"{len(common)} have the same item_id; relabel wants the same items with the same "
+            "paths"
         )
     writer = StoreWriter(store)
     if not same_labels(store.items, dataset.table):
@@ -367,7 +367,7 @@ class _Job:
             self.encoder = load_encoder(
                 self.spec,
                 weights,
-                rope=self.request.rope or "auto",
+                rope=self._rope(),
                 device=self.device,
                 precision=self._precision(),
             )
@@ -384,7 +384,9 @@ class _Job:
                 return "cuda"
             return "mps" if torch.backends.mps.is_available() else "cpu"
         try:
-            kind = torch.device(asked).type
+            device = torch.device(asked)
+            missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+            kind = "" if missing else device.type
         except RuntimeError:
             kind = ""
         there = {
@@ -396,6 +398,12 @@ class _Job:
             have = ", ".join(k for k, is_there in there.items() if is_there)
             raise RequestError(f"--device {asked}: this machine has {have}; 'auto' chooses")
         return asked
+
+    def _rope(self) -> Literal["auto", "float32"]:
+        if self.request.rope:
+            return self.request.rope
+        float32 = self.store is not None and self.store.header.recipe.encoder.rope == "float32"
+        return "float32" if float32 else "auto"
 
     def _precision(self) -> Literal["fp32", "bf16"]:
         if self.request.precision:
@@ -464,8 +472,8 @@ class _Job:
         if differences:
             raise RecipeMismatchError(
                 f"{self.path} was made by another recipe ({'; '.join(differences)}). Leave those "
-                "options "
-                "out to go on with it, or give this one a folder of its own with --variant NAME."
+                "options out to go on with it, or give this one a folder of its own with "
+                "--variant NAME."
             )
 
     def _check_device(self, store: FeatureStore) -> None:
@@ -487,10 +495,9 @@ class _Job:
         gone = ours.index.difference(theirs.index, sort=False)
         if (len(fresh) or len(gone)) and not self.request.append:
             raise RecipeMismatchError(
-                f"{self.path} holds {len(ours)} items; this table has {len(fresh)} others"
-                f"{_example(fresh)} and lacks {len(gone)}{_example(gone)}. --append adds the new "
-                "ones to the "
-                "store; --name NAME gives the table a store of its own."
+                f"{self.path} holds {len(ours)} items; this table has {len(fresh)} "
+                f"others{_example(fresh)} and lacks {len(gone)}{_example(gone)}. --append adds "
+                "the new ones to the store; --name NAME gives the table a store of its own."
             )
         common = ours.index.intersection(theirs.index)
         both = [t.loc[common].reset_index() for t in (ours, theirs)]
@@ -503,9 +510,8 @@ class _Job:
         if not same_labels(*both):
             raise RecipeMismatchError(
                 f"{self.path}: the table's other columns differ from the store's. To change "
-                "targets, "
-                f"groups or splits: dinocache relabel {self.path} TABLE (no feature is computed "
-                "again)."
+                f"targets, groups or splits: dinocache relabel {self.path} TABLE (no feature is "
+                "computed again)."
             )
 
     # The work
@@ -552,8 +558,7 @@ def _plan(writer: StoreWriter, job: _Job) -> None:
         if lost := [i for i in unplanned if i not in counts]:
             raise TableError(
                 f"{job.path}: item {lost[0]!r} was appended but is not extracted yet, and this "
-                "table "
-                "does not list it; run the command that appended it again first"
+                "table does not list it; run the command that appended it again first"
             )
         _add(writer, [(i, counts[i]) for i in unplanned])
     if job.request.retry_failed:
@@ -604,8 +609,7 @@ def _warn_of_space(writer: StoreWriter, work: Sequence[UnitWork], progress: Prog
     if needed > free:
         progress.note(
             f"warning: about {human_bytes(needed)} are still to be written, {human_bytes(free)} "
-            "are free on "
-            "that disk; what is committed when it is full stays valid"
+            "are free on that disk; what is committed when it is full stays valid"
         )
 
 

@@ -140,8 +140,7 @@ def _relative(paths: "pd.Series[str]", data: Path, name: str, column: str) -> "p
         whole = Path(os.path.normpath(root / path))
         if not whole.is_relative_to(root):
             raise TableError(
-                f"{name}: {column} {path!r} lies outside the data folder; set --data to a "
-                "folder "
+                f"{name}: {column} {path!r} lies outside the data folder; set --data to a folder "
                 "that holds all files (stores keep relative paths only)"
             )
         return str(PurePosixPath(whole.relative_to(root)))

@@ -139,8 +139,7 @@ def find_dataset(dataset: str, *, data: Path | None = None, name: str | None = N
     elif path.suffix.lower() not in (".yaml", ".yml", ".csv", ".tsv", ".parquet"):
         raise RequestError(
             f"{dataset!r} is neither a shipped dataset ({', '.join(shipped)}) nor the path of a "
-            "manifest "
-            "(.yaml) or of a table (.csv, .tsv, .parquet)"
+            "manifest (.yaml) or of a table (.csv, .tsv, .parquet)"
         )
     if path.suffix.lower() not in (".yaml", ".yml"):
         folder = data or path.parent

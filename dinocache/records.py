@@ -59,8 +59,7 @@ class Header(_Part):
         if body.get("format") != FORMAT:
             raise StoreDamagedError(
                 f"{name} says format {body.get('format')!r}; this version of dinocache reads "
-                f"{FORMAT}. "
-                "Upgrade dinocache to read it."
+                f"{FORMAT}. Upgrade dinocache to read it."
             )
         Recipe.from_body(body.get("recipe"), name)
         return _validated(cls, body, name)

@@ -296,8 +296,7 @@ class FeatureStore:
         if kind not in self.kinds:
             raise StoreIncompleteError(
                 f"{self.path} has no {kind!r} (it has {', '.join(self.kinds) or 'nothing yet'}); "
-                "add it "
-                f"with `dinocache extract ... --features {kind}`"
+                f"add it with `dinocache extract ... --features {kind}`"
             )
         if missing or self.unplanned():
             total = len(self.work([kind]))

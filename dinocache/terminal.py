@@ -34,8 +34,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
             raise
         print(
             f"error: {exc.name} is not installed: extraction needs `pip install "
-            "'dinocache[extract]'`; "
-            "probing does not",
+            "'dinocache[extract]'`; probing does not",
             file=sys.stderr,
         )
         return 1

@@ -173,7 +173,10 @@ def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]
         stored = path.read_bytes()
         if stored == sealed[name] and (found.complete or sealed[name] == content):
             continue
-        if stored != content:
+        if stored == sealed[name]:
+            what = f"says complete, but {SEALED} or a record is missing"
+            found.damages.append(Damage(file=name, what=what))
+        elif stored != content:
             found.damages.append(Damage(file=name, what="not what the plan and the recipe say"))
         elif sealed[name] != content:
             found.complete = False  # all is committed, but the run was stopped before it said so

@@ -181,9 +181,8 @@ def _print_result(result: "Result") -> None:
     console.print(f"{result.title}{positive}", markup=False, soft_wrap=True)
     console.print(
         f"{result.items} items of {result.groups} groups, {protocol}, about {split.n_train:.0f} "
-        "train and "
-        f"{split.n_test:.0f} test; {len(result.seeds)} seed(s); {len(result.left_out)} items "
-        "left out",
+        f"train and {split.n_test:.0f} test; {len(result.seeds)} seed(s); {len(result.left_out)} "
+        "items left out",
         markup=False,
         soft_wrap=True,
     )

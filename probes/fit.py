@@ -150,8 +150,8 @@ def _keep(
     if not kept.all() and not request.drop_missing:
         raise ProbeError(
             f"{int((~kept).sum())} of {len(kept)} items have no value of "
-            f"{', '.join(request.targets)} "
-            f"(as {ids[~kept].iloc[0]!r}); --drop-missing leaves them out"
+            f"{', '.join(request.targets)} (as {ids[~kept].iloc[0]!r}); --drop-missing leaves "
+            "them out"
         )
     left_out = {i: f"extraction failed: {why}" for i, why in loaded.failed.items()}
     left_out |= dict.fromkeys(ids[~kept], "target missing")
@@ -224,8 +224,7 @@ def _check_folds(folds: Sequence[_Fold], y: npt.NDArray[np.float32], targets: Ta
             if lacking and (side == "train" or targets.kind == "binary"):
                 raise ProbeError(
                     f"class {lacking[0]!r}: the {side} side (fold {number}) has only items with "
-                    "it or only "
-                    "items without it; use another split or fewer folds"
+                    "it or only items without it; use another split or fewer folds"
                 )
 
 

@@ -110,8 +110,8 @@ class Result(_Part):
         variant = f"-{store.variant}" if store.variant else ""
         return (
             f"{store.dataset}/{'+'.join(self.task.targets)}: {store.model} at "
-            f"{store.resolution}{variant} "
-            f"({store.weights}), {'+'.join(self.features)}, {self.head.name}"
+            f"{store.resolution}{variant} ({store.weights}), {'+'.join(self.features)}, "
+            f"{self.head.name}"
         )
 
     def write(

@@ -77,8 +77,8 @@ def read_targets(items: pd.DataFrame, columns: Sequence[str], *, positive: str |
     ):
         raise ProbeError(
             f"target {columns[0]!r} has {len(classes)} different values; it looks like a "
-            "measurement, "
-            "not classes. Make classes of it in the table, then `dinocache relabel`."
+            "measurement, not classes. Make classes of it in the table, then `dinocache "
+            "relabel`."
         )
     strata = texts.to_numpy(dtype=np.str_)
     if len(classes) == 2:

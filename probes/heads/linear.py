@@ -1,6 +1,7 @@
 """The linear probe: one linear layer on frozen features, trained by minibatch descent."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -79,8 +80,8 @@ class LinearHead:
     def fit(self, x: npt.NDArray[np.floating[Any]], y: npt.NDArray[Any]) -> Self:
         """Train on all items, from zero weights.
 
-        The same arrays, settings and number of torch threads give the same bits. No global
-        random state is read or changed. One float32 copy of ``x`` is held meanwhile.
+        On one machine the same arrays and settings give the same bits. No global random state
+        is read or changed. One float32 copy of ``x`` is held meanwhile.
 
         Args:
             x: (n_items, dim) features, a floating dtype.
@@ -97,18 +98,21 @@ class LinearHead:
         if self.loss == "ce":
             _check_one_hot(y)
         inputs = np.array(x, dtype=np.float32)
-        self.mean_, self.scale_ = _statistics(inputs, standardize=self.standardize)
+        mean, scale = _statistics(inputs, standardize=self.standardize)
         # The float32 mean that predict_proba subtracts is the one subtracted here: a constant
         # feature then becomes exactly zero instead of rounding noise scaled up to +-1.
-        inputs -= self.mean_
-        inputs /= self.scale_
-        self.weight_, self.bias_, self.loss_curve_ = self._descend(inputs, y)
-        if not np.isfinite(self.loss_curve_).all():
-            epoch = int(np.argmin(np.isfinite(self.loss_curve_)))
+        inputs -= mean
+        inputs /= scale
+        weight, bias, curve = self._descend(inputs, y)
+        finite = np.isfinite(curve)
+        if not finite.all():
+            epoch = int(np.argmin(finite))
             raise ValueError(
-                f"the training loss must stay finite; it became {self.loss_curve_[epoch]} in "
-                f"epoch {epoch}. Lower lr (now {self.lr}) or set standardize=true."
+                f"the training loss must stay finite, it became {curve[epoch]} in epoch {epoch}; "
+                f"lower lr (now {self.lr}) or set standardize=true"
             )
+        self.mean_, self.scale_, self.weight_, self.bias_ = mean, scale, weight, bias
+        self.loss_curve_ = curve
         return self
 
     def predict_proba(self, x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
@@ -220,12 +224,12 @@ class LinearHead:
         bias = torch.zeros(y.shape[1], requires_grad=True)
         optimiser = torch.optim.AdamW([weight, bias], lr=self.lr, weight_decay=self.weight_decay)
         curve = np.zeros(self.epochs)
-        with torch.enable_grad():
+        with torch.enable_grad(), _one_thread():
             for epoch in range(self.epochs):
                 shuffled = torch.from_numpy(order.permutation(len(y)))
                 for start in range(0, len(y), self.batch_size):
                     batch = shuffled[start : start + self.batch_size]
-                    # index_select: a third of the time of features[batch]
+                    # index_select takes a third of the time of features[batch].
                     rows = features.index_select(0, batch)
                     logits = torch.nn.functional.linear(rows, weight, bias)
                     loss = criterion(logits, targets.index_select(0, batch))
@@ -245,6 +249,24 @@ class LinearHead:
             return torch.from_numpy(y.argmax(axis=1)), torch.nn.functional.cross_entropy
         targets = torch.from_numpy(y.astype(np.float32))
         return targets, torch.nn.functional.binary_cross_entropy_with_logits
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread alone, and set it back afterwards.
+
+    The products of a step are too small to share. Two threads gained nothing on two free cores,
+    and took eight times as long where another process wanted one of them. It also makes the
+    result the same however many cores there are.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _statistics(

@@ -1,1 +1,223 @@
-def test_x(tiny_store): assert len(tiny_store.items)==42
+"""Reading stores: what is committed, as it was written, and nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+import torch
+import zarr
+from making import make_table, tiny_request
+
+from dinocache import documents
+from dinocache.encoders import encoder_spec, load_encoder
+from dinocache.errors import (
+    RequestError,
+    StoreDamagedError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+)
+from dinocache.extract import extract
+from dinocache.layout import FEATURES, SEALED, UNITS
+from dinocache.readers import ImageReader
+from dinocache.store import FeatureStore
+from dinocache.transforms import Preprocess
+
+KINDS = ("cls", "mean", "dense", "item_cls", "item_mean")
+
+
+@pytest.fixture
+def copy(tiny_store: FeatureStore, tmp_path: Path) -> Path:
+    """A copy of the store that a test may harm."""
+    return Path(shutil.copytree(tiny_store.path, tmp_path / "moved"))
+
+
+def test_features_are_those_of_the_encoder(tiny_store: FeatureStore, tiny_table: Path) -> None:
+    """Each stored number is that of the encoder called by hand, rounded to float16."""
+    encoder = load_encoder(encoder_spec("tiny"), "random:0")
+    prepare = Preprocess(tiny_store.header.recipe.input, torch.device("cpu"))
+    ids = ["0000", "0017", "0041"]
+    for item_id in ids:
+        row = ImageReader().read(tiny_table.parent / f"png/{item_id}.png", 0, 1).rows[0]
+        tokens = encoder(prepare(row)[None])
+        wanted = {
+            "cls": tokens.cls,
+            "mean": tokens.patches.mean((1, 2)),
+            "dense": tokens.patches,
+        }
+        for kind, values in wanted.items():
+            stored = tiny_store.rows(kind, item_id).astype(np.float32)
+            # A batch of one rounds otherwise than a batch of eight; float16 adds half an ulp.
+            np.testing.assert_allclose(stored, values.numpy(), rtol=2**-11, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_readers_see_the_same(tiny_store: FeatureStore, kind: str) -> None:
+    folder = tiny_store.path / FEATURES
+    by_zarr = np.asarray(zarr.open_group(folder, mode="r")[kind][...])
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / kind)}}
+    by_tensorstore = tensorstore.open(spec).result().read().result()
+    np.testing.assert_array_equal(by_zarr, by_tensorstore)
+    ours = (
+        tiny_store.item_vectors(kind.removeprefix("item_"))[1]
+        if kind.startswith("item_")
+        else np.concatenate([tiny_store.rows(kind, i) for i in tiny_store.items["item_id"]])
+    )
+    np.testing.assert_array_equal(ours, by_zarr)
+    assert len(by_zarr) == 42
+    assert not np.isnan(by_zarr).any()
+
+
+def test_the_group_says_what_it_is(tiny_store: FeatureStore) -> None:
+    said = zarr.open_group(tiny_store.path / FEATURES, mode="r").attrs["dinocache"]
+    assert isinstance(said, dict)
+    assert said["complete"] is True
+    assert said["weights"] == "random:0"
+    assert said["digest"] == tiny_store.header.digest
+
+
+def test_image_is_the_file(tiny_store: FeatureStore, tiny_table: Path) -> None:
+    array, attributes = tiny_store.native("image", "0005")
+    row = ImageReader().read(tiny_table.parent / "png/0005.png", 0, 1).rows[0]
+    np.testing.assert_array_equal(array[:, 0], row)
+    assert array.shape == (1, 1, 45, 50)
+    assert attributes == {"affine": None, "spacing": None, "value_range": [0, 255]}
+
+
+def test_the_store_travels(copy: Path, tiny_store: FeatureStore, tiny_table: Path) -> None:
+    moved = FeatureStore(copy)
+    np.testing.assert_array_equal(moved.item_vectors("cls")[1], tiny_store.item_vectors("cls")[1])
+    for path in (p for p in copy.rglob("*") if p.is_file()):
+        for place in (tiny_table.parent, tiny_store.path):
+            assert str(place).encode() not in path.read_bytes(), path
+
+
+def test_item_vectors_follow_the_table(copy: Path) -> None:
+    store = FeatureStore(copy)
+    store.items = store.items.iloc[::-1].iloc[:11]
+    ids, vectors = store.item_vectors("mean")
+    assert ids == [f"{i:04d}" for i in range(41, 30, -1)]
+    for item_id, vector in zip(ids, vectors, strict=True):
+        np.testing.assert_array_equal(vector, store.rows("mean", item_id)[0].astype(np.float32))
+
+
+def test_uncommitted_rows_are_not_shown(copy: Path) -> None:
+    """The data of a unit is there, its record is not: existence is never completion."""
+    (copy / SEALED).unlink()
+    (copy / UNITS / "0001-00001.cls.json").unlink()
+    (copy / UNITS / "0001-closing.item_cls.json").unlink()
+    store = FeatureStore(copy)
+    assert not store.is_complete
+    assert len(store.rows("cls", "0003")) == 1
+    with pytest.raises(StoreIncompleteError, match="has no 'cls' of item '0020'"):
+        store.rows("cls", "0020")
+    with pytest.raises(StoreIncompleteError, match="2 of 4 units of 'cls' are extracted; run the"):
+        store.item_vectors("cls")
+
+
+@pytest.mark.parametrize("name", ["cls/c.1.0", "dense/c.1.0.0.0", "item_cls/c.0.0"])
+@pytest.mark.parametrize("harm", ["missing", "truncated", "flipped"])
+def test_a_damaged_file_is_an_error_never_data(copy: Path, name: str, harm: str) -> None:
+    path = copy / FEATURES / name
+    content = bytearray(path.read_bytes())
+    if harm == "missing":
+        path.unlink()
+    elif harm == "truncated":
+        path.write_bytes(content[:-7])
+    else:
+        content[len(content) // 3] ^= 4
+        path.write_bytes(content)
+    store = FeatureStore(copy)
+    kind = name.split("/")[0]
+    with pytest.raises(StoreDamagedError, match=kind):
+        if kind.startswith("item_"):
+            store.item_vectors("cls")
+        else:
+            for item_id in store.items["item_id"][16:32]:
+                store.rows(kind, item_id)
+    np.testing.assert_array_equal(store.rows("mean", "0020").shape, (1, 48))
+
+
+def test_a_damaged_record_is_an_error(copy: Path) -> None:
+    (copy / SEALED).unlink()
+    path = copy / UNITS / "0001-00000.cls.json"
+    body = json.loads(path.read_bytes())
+    body["body"]["rows"] = [0, 17]
+    path.write_text(json.dumps(body))
+    with pytest.raises(StoreDamagedError, match=r"units/0001-00000.cls.json is damaged"):
+        FeatureStore(copy).rows("cls", "0003")
+
+
+def test_a_record_cannot_point_outside(copy: Path) -> None:
+    (copy / SEALED).unlink()
+    path = copy / UNITS / "0001-00000.cls.json"
+    body = documents.read(path, "record")
+    body["objects"] = {"../../elsewhere": {"bytes": 3, "crc32c": "00000000"}}
+    path.write_bytes(documents.encode(body))
+    with pytest.raises(StoreDamagedError, match="which is outside the store"):
+        FeatureStore(copy).rows("cls", "0003")
+
+
+def test_a_record_of_another_store_is_refused(copy: Path) -> None:
+    (copy / SEALED).unlink()
+    path = copy / UNITS / "0001-00000.cls.json"
+    body = documents.read(path, "record") | {"recipe": "0" * 32}
+    path.write_bytes(documents.encode(body))
+    with pytest.raises(StoreDamagedError, match="belongs to another unit or store"):
+        FeatureStore(copy).rows("cls", "0003")
+
+
+def test_a_newer_format_says_so(copy: Path) -> None:
+    body = documents.read(copy / "store.json", "store.json") | {"format": 2}
+    (copy / "store.json").write_bytes(documents.encode(body))
+    with pytest.raises(StoreDamagedError, match="says format 2; this version of dinocache reads 1"):
+        FeatureStore(copy)
+
+
+def test_what_is_not_there(tiny_store: FeatureStore, tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match=r"has no store.json"):
+        FeatureStore(tmp_path)
+    with pytest.raises(RequestError, match="holds no item 'x'"):
+        tiny_store.rows("cls", "x")
+    with pytest.raises(StoreIncompleteError, match="has no 'mask' of item '0000'"):
+        tiny_store.native("mask", "0000")
+
+
+def test_large_items_over_several_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items of several rows, one over three units, through the engine: rows and means are right."""
+    table = make_table(tmp_path, 4)
+    rows = {"0000.png": 5, "0001.png": 75, "0002.png": 1, "0003.png": 9}
+
+    def count_rows(self: ImageReader, path: Path) -> int:
+        return rows[path.name]
+
+    plain = ImageReader.read
+
+    def read(self: ImageReader, path: Path, start: int, stop: int) -> object:
+        """Row i of an item is its image rolled by i px."""
+        image = plain(self, path, 0, 1).rows[0]
+        return type(plain(self, path, 0, 1))(
+            [np.roll(image, i, axis=-1) for i in range(start, stop)]
+        )
+
+    monkeypatch.setattr(ImageReader, "count_rows", count_rows)
+    monkeypatch.setattr(ImageReader, "read", read)
+    monkeypatch.setattr("dinocache.plan.MAX_ITEM_ROWS_IN_A_UNIT", 32)
+    outcome = extract(tiny_request(table, tmp_path / "f", features=("cls", "dense")))
+    store = FeatureStore(outcome.path)
+    assert outcome.complete
+    assert [u.n_rows for u in store.segments[0].units] == [5, 32, 32, 11, 10]
+    assert store.header.grid.chunk_rows == 16
+    ids, means = store.item_vectors("cls")
+    assert ids == ["0000", "0001", "0002", "0003"]
+    for item_id, mean in zip(ids, means, strict=True):
+        stored = store.rows("cls", item_id)
+        assert stored.shape == (rows[f"{item_id}.png"], 48)
+        assert len(np.unique(stored[:, 0])) > len(stored) // 3
+        np.testing.assert_array_equal(mean, stored.mean(0, dtype=np.float64).astype(np.float32))
+    # Rows between units are absent, not zeros that look like features.
+    everything = np.asarray(zarr.open_group(store.path / FEATURES, mode="r")["cls"][...])
+    assert np.isnan(everything[5:16]).all()
+    assert np.isfinite(everything[16:80]).all()

@@ -1,0 +1,384 @@
+"""Extraction: what is missing is done, bad items are named, and nothing stored is lost."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from making import make_table, tiny_request
+
+import dinocache.encoders
+from dinocache.encoders import Tokens
+from dinocache.errors import (
+    RecipeMismatchError,
+    RequestError,
+    StoreIncompleteError,
+    StoreWriteError,
+    WeightsError,
+)
+from dinocache.extract import dry_run, extract, parse_resolution, relabel
+from dinocache.layout import FEATURES
+from dinocache.store import FeatureStore
+from dinocache.verify import verify
+
+
+def stamps(store: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in store.rglob("c.*") if p.is_file()}
+
+
+def test_a_second_run_finds_nothing_to_do(tmp_path: Path) -> None:
+    request = tiny_request(make_table(tmp_path, 19), tmp_path / "f")
+    first = extract(request)
+    before = stamps(first.path)
+    second = extract(request)
+    assert (first.rows, first.units, first.complete) == (19, 2, True)
+    assert (second.rows, second.units, second.complete) == (0, 0, True)
+    assert stamps(first.path) == before
+
+
+def test_a_kind_can_be_added_later_and_only_it_is_computed(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 19)
+    path = extract(tiny_request(table, tmp_path / "f", features=("cls",))).path
+    before = stamps(path)
+    added = extract(tiny_request(table, tmp_path / "f", features=("cls", "mean", "dense", "image")))
+    assert added.complete
+    assert added.units == 2
+    assert {k: v for k, v in stamps(path).items() if k in before} == before
+    at_once = extract(tiny_request(table, tmp_path / "g", features=("cls", "mean", "dense", "image")))
+    for kind in ("cls", "mean", "dense"):
+        for item_id in ("0000", "0018"):
+            np.testing.assert_array_equal(
+                FeatureStore(path).rows(kind, item_id), FeatureStore(at_once.path).rows(kind, item_id)
+            )
+    assert verify(path).exit_code == 0
+
+
+def test_appended_items_are_a_new_segment(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 23)
+    whole = pd.read_csv(table, dtype={"item_id": str})
+    few = tmp_path / "few.csv"
+    whole[:17].to_csv(few, index=False)
+    path = extract(tiny_request(few, tmp_path / "f", name="x")).path
+    before = stamps(path)
+    with pytest.raises(RecipeMismatchError, match="has 6 others \\(as '0017'\\) and lacks 0\\. --append"):
+        extract(tiny_request(table, tmp_path / "f", name="x"))
+    appended = extract(tiny_request(table, tmp_path / "f", name="x", append=True))
+    store = FeatureStore(path)
+    assert appended.rows == 6
+    assert appended.complete
+    assert [s.row_start for s in store.segments] == [0, 32]
+    assert {k: v for k, v in stamps(path).items() if k in before} == before
+    ids, vectors = store.item_vectors("cls")
+    assert ids == list(whole["item_id"])
+    assert np.isfinite(vectors).all()
+    assert verify(path).exit_code == 0
+
+
+def test_bad_items_are_named_and_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = make_table(tmp_path, 21)
+    mended = {}
+    for name, content in {
+        "0003": None,
+        "0004": (tmp_path / "png/0004.png").read_bytes()[:700],
+        "0018": b"not an image",
+    }.items():
+        file = tmp_path / f"png/{name}.png"
+        mended[file] = file.read_bytes()
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+    features = ("cls", "dense", "image")
+    outcome = extract(tiny_request(table, tmp_path / "f", features=features))
+    reasons = {f.item_id: f.failure.reason for f in outcome.failures}
+    assert reasons["0003"] == "the file is missing"
+    assert reasons["0004"].startswith("cannot be decoded: ")
+    assert reasons["0018"] == "not an image that Pillow knows"
+    assert len(reasons) == 3
+    assert outcome.failures[0].failure.path == "png/0003.png"
+    assert outcome.complete
+    store = FeatureStore(outcome.path)
+    assert len(store.item_vectors("cls")[0]) == 18
+    with pytest.raises(StoreIncompleteError, match="`dinocache failures` says why"):
+        store.rows("cls", "0003")
+    # The neighbours' features are those of a run in which nothing failed.
+    for file, content in mended.items():
+        file.write_bytes(content)
+    whole = FeatureStore(extract(tiny_request(table, tmp_path / "g", features=features)).path)
+    for item_id in ("0002", "0005", "0020"):
+        np.testing.assert_array_equal(store.rows("cls", item_id), whole.rows("cls", item_id))
+    assert verify(outcome.path).exit_code == 0
+
+    again = extract(tiny_request(table, tmp_path / "f", features=features, retry_failed=True))
+    assert (again.rows, again.failures) == (3, ())
+    store = FeatureStore(outcome.path)
+    ids, vectors = store.item_vectors("cls")
+    assert ids == whole.item_vectors("cls")[0]
+    np.testing.assert_allclose(vectors, whole.item_vectors("cls")[1], atol=2e-3)
+    assert store.native("image", "0004")[0].shape == (1, 1, 44, 54)
+    assert verify(outcome.path).exit_code == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_features_that_float16_cannot_hold_are_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = dinocache.encoders.Encoder.__call__
+
+    def spoiled(self: dinocache.encoders.Encoder, pixels: torch.Tensor) -> Tokens:
+        tokens = plain(self, pixels)
+        cls, patches = tokens.cls.clone(), tokens.patches.clone()
+        if len(pixels) == 8:
+            cls[1, 5] = float("nan")
+            cls[2, 6] = 65505.0
+            cls[3, 7] = 65504.0
+            patches[4, 0, 1, 2] = float("-inf")
+        return Tokens(cls=cls, patches=patches)
+
+    monkeypatch.setattr(dinocache.encoders.Encoder, "__call__", spoiled)
+    features = ("cls", "mean", "dense")
+    outcome = extract(tiny_request(make_table(tmp_path, 11), tmp_path / "f", features=features))
+    failed = {f.item_id: (f.kinds, f.failure.reason) for f in outcome.failures}
+    assert failed == {
+        "0001": (("cls",), "cls: features are NaN or infinite"),
+        "0002": (("cls",), "cls: a feature of 65505 does not fit float16 (at most 65504)"),
+        "0004": (("mean", "dense"), "mean: features are NaN or infinite"),
+    }
+    store = FeatureStore(outcome.path)
+    assert float(store.rows("cls", "0003")[0, 7]) == 65504.0
+    assert store.item_vectors("cls")[0] == [f"{i:04d}" for i in (0, *range(3, 11))]
+
+
+def test_masks(tmp_path: Path) -> None:
+    from PIL import Image
+
+    table = make_table(tmp_path, 5)
+    items = pd.read_csv(table, dtype={"item_id": str})
+    labels = np.arange(43 * 53).reshape(43, 53) % 7
+    Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "mask3.png")
+    Image.fromarray(labels[:, 1:].astype(np.uint8)).save(tmp_path / "mask4.png")
+    items["mask"] = ["", "", "", "mask3.png", "mask4.png"]
+    items.to_csv(table, index=False)
+    outcome = extract(tiny_request(table, tmp_path / "f", features=("cls", "mask")))
+    (failed,) = outcome.failures
+    assert failed.kinds == ("mask",)
+    assert failed.failure.reason == (
+        "mask mask4.png: it is 1 x 43 x 52, its image 1 x 44 x 54 (slices x rows x columns)"
+    )
+    store = FeatureStore(outcome.path)
+    np.testing.assert_array_equal(store.native("mask", "0003")[0][0, 0], labels)
+    assert len(store.item_vectors("cls")[0]) == 5
+    with pytest.raises(StoreIncompleteError, match="or it has none"):
+        store.native("mask", "0000")
+    assert outcome.complete
+    assert verify(outcome.path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": "random:1"}, "encoder.weights.sha256: .* in the store"),
+        ({"rope": "float32"}, "encoder.rope: bfloat16 in the store, float32 asked for"),
+        ({"precision": "bf16"}, "precision: fp32 in the store, bf16 asked for"),
+        ({"batch": 4}, "--batch: 8 in the store, 4 asked for"),
+        ({"unit_rows": 64}, "--unit-rows: 16 in the store, 64 asked for"),
+    ],
+)
+def test_another_recipe_is_refused(
+    tiny_store: FeatureStore, tiny_table: Path, change: dict[str, object], message: str
+) -> None:
+    root = tiny_store.path.parents[2]
+    before = stamps(tiny_store.path)
+    with pytest.raises(RecipeMismatchError, match=f"{message}.*--variant NAME"):
+        extract(tiny_request(tiny_table, root, **change))
+    assert stamps(tiny_store.path) == before
+
+
+def test_a_variant_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 3)
+    extract(tiny_request(table, tmp_path / "f"))
+    other = extract(tiny_request(table, tmp_path / "f", rope="float32", variant="exact"))
+    assert other.path.name == "32x48-exact"
+    assert FeatureStore(other.path).header.recipe.encoder.rope == "float32"
+
+
+def test_what_the_store_has_is_the_default(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 18)
+    request = tiny_request(table, tmp_path / "f", rope="float32", features=("mean",), batch=4)
+    path = extract(request).path
+    items = pd.read_csv(table, dtype={"item_id": str})
+    pd.concat([items, items[:1].assign(item_id="new")]).to_csv(table, index=False)
+    plain = tiny_request(
+        table, tmp_path / "f", weights=None, unit_rows=None, batch=None, features=None, append=True
+    )
+    outcome = extract(plain)
+    assert (outcome.path, outcome.rows, outcome.complete) == (path, 1, True)
+    assert FeatureStore(path).kinds == ("mean",)
+
+
+def test_a_store_begun_elsewhere_is_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = make_table(tmp_path, 3)
+    extract(tiny_request(table, tmp_path / "f"))
+    monkeypatch.setattr(
+        "dinocache.extract._Job.device", property(lambda self: "cuda"), raising=True
+    )
+    with pytest.raises(RecipeMismatchError, match="was begun on cpu; cuda gives other last bits"):
+        extract(tiny_request(table, tmp_path / "f", precision="fp32"))
+
+
+def test_relabel_changes_labels_and_no_feature(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 7)
+    request = tiny_request(table, tmp_path / "f")
+    path = extract(request).path
+    before = stamps(path)
+    items = pd.read_csv(table, dtype={"item_id": str})
+    items["bright"] = 1 - items["bright"]
+    items[::-1].to_csv(table, index=False)
+    with pytest.raises(RecipeMismatchError, match=r"other columns differ .*: dinocache relabel "):
+        extract(request)
+    store = relabel(path, table)
+    assert list(store.items["bright"]) == list(items["bright"])
+    assert store.items_name.startswith("items-0002-")
+    assert stamps(path) == before
+    assert extract(request).rows == 0
+    assert verify(path).exit_code == 0
+    items[:5].to_csv(table, index=False)
+    with pytest.raises(RecipeMismatchError, match="lists 5 items, the store 7, of which 5"):
+        relabel(path, table)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_failing_disk_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The disk fails at the n-th flush, for every n; then it is mended."""
+    table = make_table(tmp_path, 19)
+    reference = extract(tiny_request(table, tmp_path / "whole", features=("cls",))).path
+    flush = os.fsync
+    for doomed in (1, 5, 9, 20, 28, 33, 36, 40):
+        root = tmp_path / f"f{doomed}"
+        calls = 0
+
+        def failing(descriptor: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls >= doomed:
+                raise OSError(code, os.strerror(code))
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        with pytest.raises(StoreWriteError, match="then run the same command again"):
+            extract(tiny_request(table, root, features=("cls",)))
+        monkeypatch.setattr(os, "fsync", flush)
+        path = root / "images" / "tiny" / "32x48"
+        if (path / "store.json").exists():
+            assert verify(path).damages == []
+        outcome = extract(tiny_request(table, root, features=("cls",)))
+        assert outcome.complete
+        assert verify(path).exit_code == 0
+        for file in (reference / FEATURES).rglob("*"):
+            if file.is_file():
+                twin = path / FEATURES / file.relative_to(reference / FEATURES)
+                assert twin.read_bytes() == file.read_bytes()
+
+
+def test_batches_do_not_depend_on_decoding_threads(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 37)
+    one, four = (
+        extract(tiny_request(table, tmp_path / str(n), features=("cls", "dense"), workers=n)).path
+        for n in (1, 4)
+    )
+    for file in (one / FEATURES).rglob("*"):
+        if file.is_file():
+            assert file.read_bytes() == (four / FEATURES / file.relative_to(one / FEATURES)).read_bytes()
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 40)
+    request = tiny_request(
+        table, tmp_path / "f", weights="hub", features=("cls", "dense", "image")
+    )
+    forecast = dry_run(request)
+    assert not (tmp_path / "f").exists()
+    assert (forecast.items, forecast.rows, forecast.units, forecast.units_missing) == (40, 40, 3, 3)
+    assert forecast.n_bytes == {"cls": 40 * 48 * 2, "dense": 40 * 2 * 3 * 48 * 2}
+    extract(tiny_request(table, tmp_path / "f", features=("cls", "dense", "image")))
+    assert dry_run(request).units_missing == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": "dinov9"}, RequestError, "there is no encoder 'dinov9'; known are dinov3-s"),
+        ({"resolution": (33, 48)}, RequestError, "33x48 .* Nearest that work: 32x48 or 48x48"),
+        ({"features": ("cls", "moon")}, RequestError, "'moon'; choose from cls, mean, dense"),
+        ({"features": ("mask",)}, RequestError, "no column 'mask'; add one with the path"),
+        ({"unit_rows": 100}, RequestError, r"--unit-rows is 100; it must be one of \[16, 32"),
+        ({"batch": 0}, RequestError, "--batch is 0; it must be at least 1"),
+        ({"device": "tpu"}, RequestError, "--device tpu: this machine has cpu"),
+        ({"device": "cuda:99"}, RequestError, "--device cuda:99: this machine has cpu"),
+        ({"variant": "a/b"}, RequestError, "'a/b' cannot name a folder .* with --variant"),
+        ({"name": "../x"}, RequestError, "cannot name a folder of stores"),
+        ({"weights": "nowhere.pth"}, WeightsError, "there is no file of weights at nowhere.pth"),
+        ({"weights": "hub"}, WeightsError, "no weights are published for this encoder"),
+    ],
+)
+def test_requests_that_cannot_be(
+    tmp_path: Path, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    table = make_table(tmp_path, 3)
+    with pytest.raises(error, match=message):
+        extract(tiny_request(table, tmp_path / "f", **options))
+    assert not (tmp_path / "f").exists()
+
+
+def test_weights_of_another_model(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    encoder = dinocache.encoders.load_encoder(dinocache.encoders.encoder_spec("tiny"), "random:3")
+    save_file(encoder.model.state_dict(), tmp_path / "tiny.safetensors")
+    table = make_table(tmp_path, 3)
+    request = tiny_request(
+        table, tmp_path / "f", model="dinov3-s", weights=str(tmp_path / "tiny.safetensors")
+    )
+    with pytest.raises(WeightsError, match="does not fit dinov3-s .* 48 wide, 2 blocks: looks like tiny"):
+        extract(request)
+    assert not (tmp_path / "f").exists()
+    fitting = tiny_request(table, tmp_path / "f", weights=str(tmp_path / "tiny.safetensors"))
+    path = extract(fitting).path
+    assert FeatureStore(path).header.recipe.encoder.weights.name == "tiny.safetensors"
+    # Complete: nothing needs the weights. With work to do they must be named again.
+    unnamed = tiny_request(table, tmp_path / "f", weights=None)
+    assert extract(unnamed).complete
+    more = tiny_request(table, tmp_path / "f", weights=None, features=("dense",))
+    with pytest.raises(WeightsError, match="was made with the weights file tiny.safetensors .* --weights"):
+        extract(more)
+
+
+def test_two_at_once_end_in_the_same_bytes(tmp_path: Path) -> None:
+    """A store that another process completed meanwhile: the same unit done twice is the same."""
+    table = make_table(tmp_path, 19)
+    request = tiny_request(table, tmp_path / "f")
+    path = extract(request).path
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    (path / "sealed.json").unlink()
+    shutil.rmtree(path / "units")
+    (path / "units").mkdir()
+    assert extract(request).units == 2
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("256", (256, 256)), ("64x80", (64, 80)), (512, (512, 512))]
+)
+def test_parse_resolution(text: str | int, expected: tuple[int, int]) -> None:
+    assert parse_resolution(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "64x", "64x64x64", "-5", "1e3", "999999"])
+def test_parse_resolution_refuses(text: str) -> None:
+    with pytest.raises(RequestError, match="give one side as 512, or height x width as 512x640"):
+        parse_resolution(text)

@@ -1,0 +1,181 @@
+"""Kills extractions and looks at what is left. Run as a program, so that it may fork.
+
+A fresh process imports everything and starts no thread; each extraction runs in a fork of it, which
+costs no import, and dies by SIGKILL: no handler, no cleaning up. Prints one JSON object.
+
+    killing.py between TABLE FOLDER FEATURES   before each file operation of an extraction, in turn
+    killing.py random TABLE FOLDER N           N times at random moments after the first record
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import timm  # noqa: F401 - imported once, before the forks
+import torch
+import zarr  # noqa: F401 - likewise
+from making import tiny_request
+
+from dinocache.extract import ExtractRequest, extract
+from dinocache.layout import FEATURES, UNITS
+from dinocache.verify import verify
+
+Stamp = tuple[int, int]
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Run something in a child; gives its process id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        work()
+        status = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def wait(child: int) -> int:
+    """Give how a child ended: its exit status, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_before(operation: int, folder: Path) -> None:
+    """Arrange that this process dies just before its n-th change below a folder."""
+    done = 0
+
+    def count(path: object) -> None:
+        nonlocal done
+        if str(path).startswith(str(folder)):
+            done += 1
+            if done == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and set(str(arguments[1])) & set("wxa+"):
+            count(arguments[0])
+        elif event in ("os.rename", "os.link", "os.remove", "os.mkdir"):
+            count(arguments[0])
+
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        count(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flush(descriptor)
+
+    os.fsync = fsync
+    sys.addaudithook(hook)
+
+
+def digests(store: Path) -> dict[str, str]:
+    """Digest each file under features.zarr."""
+    files = sorted(p for p in (store / FEATURES).rglob("*") if p.is_file())
+    return {
+        str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if not p.name.endswith(".partial")
+    }
+
+
+def committed(store: Path) -> dict[str, Stamp]:
+    """Stamp every record that stands, and every file that it vouches for."""
+    stamps = {}
+    for record in (store / UNITS).glob("*.json"):
+        body = json.loads(record.read_bytes())["body"]
+        for path in (record, *(store / name for name in body["objects"])):
+            status = path.stat()
+            stamps[str(path)] = (status.st_ino, status.st_mtime_ns)
+    return stamps
+
+
+def redone(before: dict[str, Stamp]) -> list[str]:
+    """Name the files that were written again."""
+    now = {name: Path(name).stat() for name in before}
+    return [n for n, stamp in before.items() if (now[n].st_ino, now[n].st_mtime_ns) != stamp]
+
+
+def store_of(request: ExtractRequest) -> Path:
+    return request.root / Path(request.dataset).stem / request.model / "32x48"
+
+
+def undisturbed(request: ExtractRequest) -> dict[str, str]:
+    assert wait(fork(lambda: extract(request) and None)) == 0
+    return digests(store_of(request))
+
+
+def between(table: Path, folder: Path, features: tuple[str, ...]) -> dict[str, object]:
+    expected = undisturbed(tiny_request(table, folder / "whole", features=features))
+    request = tiny_request(table, folder / "killed", features=features)
+    store = store_of(request)
+    kills, wrong = 0, []
+    for operation in range(1, 10_000):
+        shutil.rmtree(request.root, ignore_errors=True)
+
+        def doomed(operation: int = operation) -> None:
+            kill_before(operation, request.root)
+            extract(request)
+
+        ended = wait(fork(doomed))
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL, ended
+        kills += 1
+        before = committed(store)
+        again = wait(fork(lambda: extract(request) and None))
+        found = verify(store)
+        if again or digests(store) != expected or redone(before) or found.exit_code:
+            wrong.append([operation, again, redone(before), [str(d) for d in found.damages]])
+    return {"kills": kills, "wrong": wrong}
+
+
+def at_random(table: Path, folder: Path, n_kills: int) -> dict[str, object]:
+    began = time.monotonic()
+    expected = undisturbed(tiny_request(table, folder / "whole", unit_rows=64))
+    request = tiny_request(table, folder / "killed", unit_rows=64)
+    store = store_of(request)
+    n_units = len(list((store_of(tiny_request(table, folder / "whole")) / UNITS).glob("*.cls.json")))
+    unit_s = (time.monotonic() - began) / n_units
+    moments = random.Random(7)
+    kills, again, units_before_last = 0, [], 0
+    while kills < n_kills:
+        before = committed(store) if store.exists() else {}
+        child = fork(lambda: extract(request) and None)
+        # Ever later in the run, so that kills fall on its whole length.
+        wanted = 1 + kills * (n_units - 4) // n_kills
+        while len(list((store / UNITS).glob("*.cls.json"))) < wanted:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, unit_s))
+        os.kill(child, signal.SIGKILL)
+        if wait(child) == 0:
+            break  # it was done before its time had come
+        kills += 1
+        again += redone(before)
+        units_before_last = len(list((store / UNITS).glob("*.cls.json")))
+    before = committed(store)
+    assert wait(fork(lambda: extract(request) and None)) == 0
+    return {
+        "kills": kills,
+        "units": n_units,
+        "units_before_last_kill": units_before_last,
+        "redone": again + redone(before),
+        "identical": digests(store) == expected,
+        "verify": verify(store).exit_code,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mode, table, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    if mode == "between":
+        print(json.dumps(between(table, folder, tuple(sys.argv[4].split(",")))))
+    else:
+        print(json.dumps(at_random(table, folder, int(sys.argv[4]))))
