@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dinocache.errors import StoreIncompleteError
 from dinocache.recipe import resolution_name
 from dinocache.store import FeatureStore
 
@@ -85,8 +86,15 @@ def first_dense_item(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDAr
         StoreError: If the store is missing or damaged, or no item has both.
     """
     store = FeatureStore(path)
+    if lacking := [kind for kind in ("dense", "image") if kind not in store.kinds]:
+        raise StoreIncompleteError(
+            f"a picture needs dense and image; {path} has no {lacking[0]!r}. Add it with "
+            f"`dinocache extract ... --features {lacking[0]}`, or choose another store."
+        )
     absent = {f.item_id for f in store.failures()}
-    item_id = next((str(i) for i in store.items["item_id"] if i not in absent), "")
+    item_id = next((str(i) for i in store.items["item_id"] if i not in absent), None)
+    if item_id is None:
+        raise StoreIncompleteError(f"{path} has no item to draw: each of them failed")
     maps = store.rows("dense", item_id)
     image, attributes = store.native("image", item_id)
     middle = len(maps) // 2

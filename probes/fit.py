@@ -85,9 +85,9 @@ def fit(request: FitRequest) -> Fit:
     x, y, ids = loaded.x[kept], targets.y[kept], loaded.items["item_id"].to_numpy(np.str_)[kept]
     _check_finite(x, ids)
     try:
-        folds, split = _split(request, loaded.items[kept], targets.strata[kept], groups)
+        folds, split = _split(request, loaded.items[kept], targets, kept, groups)
         _check_folds(folds, y, targets)
-        seeds = tuple(range(request.seeds)) if _is_seeded(request.head) else (0,)
+        seeds = _seeds(request)
         heads = {
             (seed, number): _make(request, seed).fit(x[fold.train], y[fold.train])
             for seed in seeds
@@ -101,7 +101,7 @@ def fit(request: FitRequest) -> Fit:
         raise exc if isinstance(exc, ProbeError) else ProbeError(str(exc)) from exc
     result = Result(
         task=TaskFacts(targets=request.targets, kind=targets.kind, classes=targets.classes),
-        head=HeadFacts(name=request.head, settings=_make(request, 0).get_params()),
+        head=HeadFacts(name=request.head, settings=_make(request, seeds[0]).get_params()),
         features=request.features,
         store=StoreOrigin(**vars(loaded.store)),
         split=split,
@@ -132,6 +132,11 @@ def fit(request: FitRequest) -> Fit:
 def _check_request(request: FitRequest) -> None:
     if request.head not in HEADS:
         raise RequestError(f"--head {request.head!r}: choose from {', '.join(HEADS)}")
+    if not request.targets:
+        raise RequestError("--target: name at least one column")
+    for option, given in (("--target", request.targets), ("--features", request.features)):
+        if len(set(given)) < len(given):
+            raise RequestError(f"{option} {','.join(given)!r}: give each once")
     unknown = [k for k in request.features if k not in ("cls", "mean")]
     if unknown or not request.features:
         raise RequestError(f"--features {','.join(request.features)!r}: choose from cls, mean")
@@ -179,7 +184,8 @@ def _split_column(request: FitRequest, items: pd.DataFrame) -> str | None:
 def _split(
     request: FitRequest,
     items: pd.DataFrame,
-    strata: npt.NDArray[np.str_],
+    targets: Targets,
+    kept: npt.NDArray[np.bool_],
     groups: npt.NDArray[np.str_],
 ) -> tuple[list[_Fold], SplitFacts]:
     column = _split_column(request, items)
@@ -190,7 +196,7 @@ def _split(
         sides = [next(s for s, mask in split.sides().items() if mask[i]) for i in range(len(items))]
     else:
         k = request.folds if request.folds is not None else DEFAULT_FOLDS
-        numbers = stratified_group_folds(strata, groups, k=k)
+        numbers = stratified_group_folds(_strata(targets, kept, groups, k), groups, k=k)
         folds = [
             _Fold(train=np.flatnonzero(numbers != n), test=np.flatnonzero(numbers == n))
             for n in range(k)
@@ -208,6 +214,30 @@ def _split(
         n_train=float(np.mean([len(fold.train) for fold in folds])),
         n_test=float(np.mean([len(fold.test) for fold in folds])),
     )
+
+
+def _strata(
+    targets: Targets, kept: npt.NDArray[np.bool_], groups: npt.NDArray[np.str_], k: int
+) -> npt.NDArray[np.str_]:
+    """Give what folds are stratified by (n_kept,).
+
+    With several labels a stratum is the rarest label of each item. One too thin for k folds goes
+    to the commonest: a few patients without any label must not stop a fit. A label that fewer than
+    k patients have does stop it.
+    """
+    strata = targets.strata[kept]
+    if targets.kind != "multilabel":
+        return strata
+    for name, column in zip(targets.classes, targets.y[kept].T, strict=True):
+        n_groups = len(set(groups[column == 1]))
+        if n_groups < k:
+            raise ProbeError(
+                f"each of {k} folds needs items of every label; {name!r} has {n_groups} group(s): "
+                "ask for fewer folds, or leave that target out"
+            )
+    sizes = {str(name): len(set(groups[strata == name])) for name in np.unique(strata)}
+    thin = [name for name, size in sizes.items() if size < k]
+    return np.where(np.isin(strata, thin), max(sizes, key=sizes.__getitem__), strata)
 
 
 def _check_folds(folds: Sequence[_Fold], y: npt.NDArray[np.float32], targets: Targets) -> None:
@@ -240,16 +270,16 @@ def _check_finite(x: npt.NDArray[np.float32], ids: npt.NDArray[np.str_]) -> None
 # Heads
 
 
-def _is_seeded(head: str) -> bool:
-    return "seed" in make_head(head).get_params()
+def _seeds(request: FitRequest) -> tuple[int, ...]:
+    """Count from the head's own seed; a head that draws nothing is fitted once, as seed 0."""
+    first = make_head(request.head, **(request.settings or {})).get_params().get("seed")
+    return (0,) if first is None else tuple(range(int(first), int(first) + request.seeds))
 
 
 def _make(request: FitRequest, seed: int) -> Head:
     settings: dict[str, Setting] = dict(request.settings or {})
-    if _is_seeded(request.head):
-        settings.setdefault("seed", seed)
-        if request.seeds > 1:
-            settings["seed"] = seed
+    if "seed" in make_head(request.head, **settings).get_params():
+        settings["seed"] = seed
     return make_head(request.head, **settings)
 
 
@@ -293,13 +323,17 @@ def _judge(
     skipped: set[int] = set()
     for number, weights in enumerate(_weights(request, folds, groups)):
         truth = y[folds[number].test]
+        lost = _lost_class(truth, weights)
         for seed in sorted({s for s, _ in scores}):
             judged = evaluate(truth, scores[seed, number], targets.kind)
             drawn = evaluate(truth, scores[seed, number], targets.kind, weights=weights)
             skipped |= set(judged.auc_skipped)
             for metric in METRICS:
                 values[metric][seed, number] = float(judged.overall[metric])
-                replicates[metric].append(drawn.overall[metric])
+                drawn_values = drawn.overall[metric]
+                if metric != "accuracy":
+                    drawn_values = np.where(lost, np.nan, drawn_values)
+                replicates[metric].append(drawn_values)
                 if metric in judged.per_class:
                     by_class[metric].append(judged.per_class[metric])
     metrics: dict[str, Estimate] = {
@@ -314,6 +348,20 @@ def _judge(
         for index, name in enumerate(targets.classes)
     }
     return metrics, per_class, tuple(targets.classes[i] for i in sorted(skipped))
+
+
+def _lost_class(
+    truth: npt.NDArray[np.float32], weights: npt.NDArray[np.uint16]
+) -> npt.NDArray[np.bool_]:
+    """Tell which replicates (n_replicates,) drew no positive item of a class that has some.
+
+    There recall, precision and F1 of that class are 0 by convention, whatever the head says. As a
+    replicate of the macro mean that is no value but a hole: small folds would have intervals that
+    lie below the value.
+    """
+    present = truth[:, truth.any(axis=0)]
+    lost: npt.NDArray[np.bool_] = (weights @ present == 0).any(axis=1)
+    return lost
 
 
 def _weights(

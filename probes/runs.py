@@ -23,13 +23,13 @@ __all__ = [
     "find_results",
 ]
 
-FORMAT = 1
 _MAX_BYTES = 64 << 20
 _RESULT = "result.json"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN: what is not defined is None.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TaskFacts(_Part):
@@ -87,7 +87,7 @@ class Estimate(_Part):
 class Result(_Part):
     """The body of `result.json`."""
 
-    format: int = FORMAT
+    format: Literal[1] = 1
     task: TaskFacts
     head: HeadFacts
     features: tuple[str, ...]
@@ -167,9 +167,9 @@ class Result(_Part):
             raise ProbeError(f"there is no run at {folder}: {exc.strerror}") from exc
         except ValidationError as exc:
             error = exc.errors()[0]
-            field = ".".join(str(part) for part in error["loc"])
+            field = ".".join(str(part) for part in error["loc"]) or "the file"
             raise ProbeError(
-                f"{path} is no result of this version: {field} {error['msg']}"
+                f"{path} is no result of this version ({field}: {error['msg']}); fit again"
             ) from exc
 
 

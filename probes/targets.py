@@ -55,12 +55,15 @@ def read_targets(items: pd.DataFrame, columns: Sequence[str], *, positive: str |
         The targets.
 
     Raises:
-        ProbeError: If a column is unknown, holds one value, or cannot be classes.
+        ProbeError: If a column is unknown or reserved, holds one value, or cannot be classes.
     """
+    possible = [c for c in items.columns if c not in RESERVED]
     for column in columns:
-        if column not in items:
-            known = ", ".join(c for c in items.columns if c not in RESERVED) or "none"
-            raise ProbeError(f"there is no target {column!r}; the store's columns are: {known}")
+        if column not in possible:
+            raise ProbeError(
+                f"there is no target {column!r}; the store has: {', '.join(possible) or 'none'}. "
+                "`dinocache relabel` adds more."
+            )
     if len(columns) > 1:
         return _multilabel(items, tuple(columns))
     values = items[columns[0]]

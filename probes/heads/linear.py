@@ -99,8 +99,8 @@ class LinearHead:
             _check_one_hot(y)
         inputs = np.array(x, dtype=np.float32)
         mean, scale = _statistics(inputs, standardize=self.standardize)
-        # The float32 mean that predict_proba subtracts is the one subtracted here: a constant
-        # feature then becomes exactly zero instead of rounding noise scaled up to +-1.
+        # The same float32 mean as in predict_proba, so that a constant feature is exactly zero
+        # in both and not what is left by rounding.
         inputs -= mean
         inputs /= scale
         weight, bias, curve = self._descend(inputs, y)

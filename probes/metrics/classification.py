@@ -60,7 +60,8 @@ def evaluate(
     The AUC of a column is the chance that an item with the label scores higher than one without,
     ties counting half; multiclass columns are taken one against the rest. Which columns the
     overall AUC skips does not depend on the weights: a replicate that lost all positives of
-    another column is NaN there and overall, rather than a mean over fewer classes.
+    another column is NaN there and overall, rather than a mean over fewer classes. Its precision,
+    recall and F1 are NaN likewise.
 
     Args:
         truth: (n_items, n_outputs) of 0 and 1: one column (binary), or one 1 in each row
@@ -153,11 +154,13 @@ def _count(truth: _Bool, decided: _Bool, weights: _Float, kind: Kind) -> dict[Me
         if kind == "multiclass"
         else total - called - present + 2 * hits
     )
+    # A replicate that drew no item of a class says nothing about it: not 0, as if all were missed.
+    lost = (present == 0) & truth.any(axis=0)
     return {
         "accuracy": right / total,
-        "precision": _ratio(hits, called),
-        "recall": _ratio(hits, present),
-        "f1": _ratio(2 * hits, called + present),
+        "precision": np.where(lost, np.nan, _ratio(hits, called)),
+        "recall": np.where(lost, np.nan, _ratio(hits, present)),
+        "f1": np.where(lost, np.nan, _ratio(2 * hits, called + present)),
     }
 
 

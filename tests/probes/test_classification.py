@@ -181,7 +181,9 @@ def test_a_replicate_without_positives_is_not_a_mean_over_fewer_classes() -> Non
         np.isnan(found.per_class["auc"]),
         [[True, False, False], [True, True, False], [True, False, False]],
     )
-    assert np.isfinite(found.overall["f1"]).all()
+    for metric in ("precision", "recall", "f1"):
+        np.testing.assert_array_equal(np.isnan(found.overall[metric]), [False, True, False])
+    assert np.isfinite(found.overall["accuracy"]).all()
 
 
 def test_weighted_recall_is_accuracy() -> None:

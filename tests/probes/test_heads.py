@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -149,6 +151,16 @@ class TestEveryHead:
             head.predict_proba(new[0])
 
 
+def test_torch_is_not_imported_before_it_trains() -> None:
+    script = (
+        "import sys, numpy as np; from probes.heads import make_head;"
+        "head = make_head('knn', k=1).fit(np.ones((2, 3)), np.ones((2, 1)));"
+        "head.predict_proba(np.ones((5, 3)));"
+        "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 class TestSettings:
     def test_text_is_read_as_the_declared_type(self) -> None:
         texts = ["lr=0.01", "standardize=False", "epochs = 3", "loss=ce", "weight_decay=1"]
@@ -250,6 +262,7 @@ class TestLinear:
         head = LinearHead(epochs=1, lr=0.25).fit(x, y)
         np.testing.assert_allclose(head.loss_curve_, [np.log(2)], rtol=1e-6)
         np.testing.assert_array_equal([head.mean_, head.scale_], [[1], [2]])
+        assert head.mean_.dtype == head.scale_.dtype == head.weight_.dtype == np.float32
         np.testing.assert_allclose(head.weight_, [[0.25]], rtol=1e-6)
         np.testing.assert_allclose(head.bias_, [0], atol=1e-7)
         np.testing.assert_allclose(
