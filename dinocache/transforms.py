@@ -2,8 +2,9 @@
 
 The libraries' own transforms resize 8-bit images with Pillow, which rounds to 8 bits behind each of
 its two passes. Here values are windowed to [0, 1] first and resized as float32, so that 16-bit
-images keep their depth and the work can be done on the GPU; the same antialiased bicubic filter,
-within 1.5 grey levels of Pillow's.
+images keep their depth and the work can be done on the GPU. The filter is the same antialiased
+bicubic one; on X-rays the two are 0.4 grey levels apart in the mean, and more only beside hard
+edges, whose overshoots Pillow's 8-bit mode cuts between its passes.
 """
 
 from typing import TYPE_CHECKING

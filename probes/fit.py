@@ -262,7 +262,8 @@ def _check_finite(x: npt.NDArray[np.float32], ids: npt.NDArray[np.str_]) -> None
     finite = np.isfinite(x).all(1)
     if not finite.all():
         raise ProbeError(
-            f"{int((~finite).sum())} items have NaN or infinite features (as {ids[~finite][0]!r}); "
+            f"{int((~finite).sum())} items have NaN or infinite features "
+            f"(as {str(ids[~finite][0])!r}); "
             "run `dinocache verify` on the store"
         )
 

@@ -48,11 +48,14 @@ def test_a_kind_can_be_added_later_and_only_it_is_computed(tmp_path: Path) -> No
     assert added.complete
     assert added.units == 2
     assert {k: v for k, v in stamps(path).items() if k in before} == before
-    at_once = extract(tiny_request(table, tmp_path / "g", features=("cls", "mean", "dense", "image")))
+    at_once = extract(
+        tiny_request(table, tmp_path / "g", features=("cls", "mean", "dense", "image"))
+    )
     for kind in ("cls", "mean", "dense"):
         for item_id in ("0000", "0018"):
             np.testing.assert_array_equal(
-                FeatureStore(path).rows(kind, item_id), FeatureStore(at_once.path).rows(kind, item_id)
+                FeatureStore(path).rows(kind, item_id),
+                FeatureStore(at_once.path).rows(kind, item_id),
             )
     assert verify(path).exit_code == 0
 
@@ -64,7 +67,9 @@ def test_appended_items_are_a_new_segment(tmp_path: Path) -> None:
     whole[:17].to_csv(few, index=False)
     path = extract(tiny_request(few, tmp_path / "f", name="x")).path
     before = stamps(path)
-    with pytest.raises(RecipeMismatchError, match="has 6 others \\(as '0017'\\) and lacks 0\\. --append"):
+    with pytest.raises(
+        RecipeMismatchError, match="has 6 others \\(as '0017'\\) and lacks 0\\. --append"
+    ):
         extract(tiny_request(table, tmp_path / "f", name="x"))
     appended = extract(tiny_request(table, tmp_path / "f", name="x", append=True))
     store = FeatureStore(path)
@@ -78,7 +83,9 @@ def test_appended_items_are_a_new_segment(tmp_path: Path) -> None:
     assert verify(path).exit_code == 0
 
 
-def test_bad_items_are_named_and_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_items_are_named_and_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = make_table(tmp_path, 21)
     mended = {}
     for name, content in {
@@ -219,7 +226,9 @@ def test_what_the_store_has_is_the_default(tmp_path: Path) -> None:
     assert FeatureStore(path).kinds == ("mean",)
 
 
-def test_a_store_begun_elsewhere_is_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_begun_elsewhere_is_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = make_table(tmp_path, 3)
     extract(tiny_request(table, tmp_path / "f"))
     monkeypatch.setattr(
@@ -262,7 +271,7 @@ def test_a_failing_disk_loses_nothing(
         root = tmp_path / f"f{doomed}"
         calls = 0
 
-        def failing(descriptor: int) -> None:
+        def failing(descriptor: int, doomed: int = doomed) -> None:
             nonlocal calls
             calls += 1
             if calls >= doomed:
@@ -293,14 +302,15 @@ def test_batches_do_not_depend_on_decoding_threads(tmp_path: Path) -> None:
     )
     for file in (one / FEATURES).rglob("*"):
         if file.is_file():
-            assert file.read_bytes() == (four / FEATURES / file.relative_to(one / FEATURES)).read_bytes()
+            assert (
+                file.read_bytes()
+                == (four / FEATURES / file.relative_to(one / FEATURES)).read_bytes()
+            )
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     table = make_table(tmp_path, 40)
-    request = tiny_request(
-        table, tmp_path / "f", weights="hub", features=("cls", "dense", "image")
-    )
+    request = tiny_request(table, tmp_path / "f", weights="hub", features=("cls", "dense", "image"))
     forecast = dry_run(request)
     assert not (tmp_path / "f").exists()
     assert (forecast.items, forecast.rows, forecast.units, forecast.units_missing) == (40, 40, 3, 3)
@@ -344,7 +354,9 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
     request = tiny_request(
         table, tmp_path / "f", model="dinov3-s", weights=str(tmp_path / "tiny.safetensors")
     )
-    with pytest.raises(WeightsError, match="does not fit dinov3-s .* 48 wide, 2 blocks: looks like tiny"):
+    with pytest.raises(
+        WeightsError, match=r"does not fit dinov3-s .* 48 wide, 2 blocks: looks like tiny"
+    ):
         extract(request)
     assert not (tmp_path / "f").exists()
     fitting = tiny_request(table, tmp_path / "f", weights=str(tmp_path / "tiny.safetensors"))
@@ -354,7 +366,9 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
     unnamed = tiny_request(table, tmp_path / "f", weights=None)
     assert extract(unnamed).complete
     more = tiny_request(table, tmp_path / "f", weights=None, features=("dense",))
-    with pytest.raises(WeightsError, match="was made with the weights file tiny.safetensors .* --weights"):
+    with pytest.raises(
+        WeightsError, match=r"was made with the weights file tiny.safetensors .* --weights"
+    ):
         extract(more)
 
 

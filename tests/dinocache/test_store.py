@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,12 +132,13 @@ def test_a_damaged_file_is_an_error_never_data(copy: Path, name: str, harm: str)
         path.write_bytes(content)
     store = FeatureStore(copy)
     kind = name.split("/")[0]
+    read = (
+        partial(store.item_vectors, "cls")
+        if kind == "item_cls"
+        else lambda: [store.rows(kind, i) for i in store.items["item_id"][16:32]]
+    )
     with pytest.raises(StoreDamagedError, match=kind):
-        if kind.startswith("item_"):
-            store.item_vectors("cls")
-        else:
-            for item_id in store.items["item_id"][16:32]:
-                store.rows(kind, item_id)
+        read()
     np.testing.assert_array_equal(store.rows("mean", "0020").shape, (1, 48))
 
 

@@ -1,4 +1,4 @@
-"""`verify` finds any flipped bit, and any truncated, missing or foreign file, and names the items."""
+"""`verify` finds any flipped bit, any truncated, missing or foreign file, and names the items."""
 
 import random
 import shutil

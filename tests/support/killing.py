@@ -61,9 +61,12 @@ def kill_before(operation: int, folder: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and set(str(arguments[1])) & set("wxa+"):
-            count(arguments[0])
-        elif event in ("os.rename", "os.link", "os.remove", "os.mkdir"):
+        if (event == "open" and set(str(arguments[1])) & set("wxa+")) or event in (
+            "os.rename",
+            "os.link",
+            "os.remove",
+            "os.mkdir",
+        ):
             count(arguments[0])
 
     flush = os.fsync
@@ -142,7 +145,9 @@ def at_random(table: Path, folder: Path, n_kills: int) -> dict[str, object]:
     expected = undisturbed(tiny_request(table, folder / "whole", unit_rows=64))
     request = tiny_request(table, folder / "killed", unit_rows=64)
     store = store_of(request)
-    n_units = len(list((store_of(tiny_request(table, folder / "whole")) / UNITS).glob("*.cls.json")))
+    n_units = len(
+        list((store_of(tiny_request(table, folder / "whole")) / UNITS).glob("*.cls.json"))
+    )
     unit_s = (time.monotonic() - began) / n_units
     moments = random.Random(7)
     kills, again, units_before_last = 0, [], 0

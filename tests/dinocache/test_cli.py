@@ -1,0 +1,126 @@
+"""The command `dinocache`: exit codes, one clear line, clean JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from making import make_table
+
+from dinocache.cli import main
+from dinocache.store import FeatureStore
+
+
+def tiny(table: Path, root: Path, *more: str) -> list[str]:
+    options = ["--model", "tiny", "--resolution", "32x48", "--weights", "random", "--device", "cpu"]
+    return ["extract", str(table), "--store", str(root), *options, "--unit-rows", "16", *more]
+
+
+def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = make_table(tmp_path, 18)
+    assert main(tiny(table, tmp_path / "f", "--json")) == 0
+    printed = capsys.readouterr()
+    said = json.loads(printed.out)
+    assert (said["rows"], said["units"], said["complete"], said["failures"]) == (18, 2, True, [])
+    assert "18/18 rows" in printed.err  # line-based where there is no terminal
+    store = tmp_path / "f/images/tiny/32x48"
+    assert main(["info", str(store), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["random_weights"] is True
+    assert facts["kinds"]["cls"] == {"units": 3, "committed": 3}
+    assert main(["info", str(store)]) == 0
+    assert capsys.readouterr().out.startswith("RANDOM WEIGHTS (random:0)")
+    assert main(["verify", str(store)]) == 0
+    assert capsys.readouterr().out.startswith("sound, complete: ")
+    assert main(["failures", str(store)]) == 0
+    assert capsys.readouterr().out == "no item failed\n"
+    (store / "units/0001-00000.cls.json").unlink()
+    assert main(["verify", str(store), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["damages"][0]["file"] == "units/0001-00000.cls.json"
+    assert main(["plan", str(table), "--model", "tiny", "--store", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 18
+
+
+def test_failures_are_named_and_the_exit_code_is_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = make_table(tmp_path, 3)
+    (tmp_path / "png/0001.png").write_bytes(b"no image")
+    assert main(tiny(table, tmp_path / "f")) == 1
+    printed = capsys.readouterr()
+    assert "failed: 0001 (png/0001.png): not an image that Pillow knows" in printed.err
+    assert "--retry-failed tries them again" in printed.err
+    assert main(["failures", str(tmp_path / "f/images/tiny/32x48"), "--json"]) == 1
+    (failed,) = json.loads(capsys.readouterr().out)
+    assert failed["item_id"] == "0001"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["extract", "moon"], 2, "error: 'moon' is neither a shipped dataset (demo)"),
+        (["extract", "TABLE", "--resolution", "250"], 2, "Nearest that work: 240x240 or 256x256"),
+        (["extract", "TABLE", "--resolution", "big"], 2, "--resolution 'big': give one side"),
+        (["extract", "TABLE", "--rope", "int8"], 2, "--rope 'int8': choose from auto, float32"),
+        (["extract", "TABLE", "--weights", "x.pth"], 1, "there is no file of weights at x.pth"),
+        (["info", "nowhere"], 1, "there is no store at nowhere: it has no store.json"),
+        (["verify", "nowhere"], 1, "there is no store at nowhere"),
+        (["datasets", "moon"], 2, "there is no dataset 'moon'; there are demo"),
+        (["extract"], 2, "Missing argument"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    table = make_table(tmp_path, 2)
+    given = [str(table) if a == "TABLE" else a for a in arguments]
+    more = ["--store", str(tmp_path / "f")] if "TABLE" in arguments else []
+    assert main([*given, *more]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    if "Missing" not in message:
+        assert printed.err.count("\n") == 1
+    assert not (tmp_path / "f").exists()
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encoders", "--json"]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert names == ["dinov3-s", "dinov3-b", "dinov3-l", "tiny"]
+    assert main(["encoders"]) == 0
+    assert "384 wide, 12 blocks" in capsys.readouterr().out
+    assert main(["datasets"]) == 0
+    assert capsys.readouterr().out.startswith("demo  Chest radiographs")
+    assert main(["datasets", "demo"]) == 0
+    assert "CC BY 3.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("package", ["dinocache", "probes"])
+def test_help_answers_at_once(package: str) -> None:
+    """No torch, timm or zarr is imported to print help."""
+    program = (
+        f"import sys; from {package}.cli import main; main(['--help']); "
+        "sys.exit([m for m in ('torch', 'timm', 'zarr', 'sklearn') if m in sys.modules] or 0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Commands" in ended.stdout
+
+
+def test_reading_a_store_needs_no_torch(tiny_store: FeatureStore) -> None:
+    program = (
+        "import sys, pathlib; from dinocache.store import FeatureStore; "
+        f"FeatureStore(pathlib.Path({str(tiny_store.path)!r})).item_vectors('cls'); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

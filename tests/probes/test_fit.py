@@ -1,0 +1,342 @@
+"""From a store to a judged head, through the command line and as a library."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from making import make_table, tiny_request
+from safetensors.numpy import load_file
+from sklearn import metrics
+
+from dinocache.extract import extract, relabel
+from dinocache.layout import SEALED, UNITS
+from dinocache.store import FeatureStore
+from probes.cli import main
+from probes.features import load_item_features
+from probes.fit import FitRequest, fit
+from probes.heads import HEADS
+from probes.runs import Result, find_results
+
+
+@pytest.fixture
+def copy(tiny_store: FeatureStore, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_store.path, tmp_path / "store"))
+
+
+def with_columns(store: Path, table: Path, **columns: object) -> Path:
+    """Give a copied store more columns."""
+    items = pd.read_csv(table, dtype={"item_id": str}).assign(**columns)
+    path = store.parent / "labels.csv"
+    items.to_csv(path, index=False)
+    relabel(store, path, data=table.parent)
+    return store
+
+
+def request(store: Path, *targets: str, **options: object) -> FitRequest:
+    given: dict[str, object] = {"replicates": 50, "folds": 3}
+    return FitRequest(store=store, targets=targets, **(given | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("target", ["bright", "third"])
+def test_figures_follow_from_the_predictions(
+    tiny_store: FeatureStore, head: str, target: str
+) -> None:
+    """Each metric, computed again by scikit-learn from predictions.parquet, fold by fold."""
+    settings = {"k": 5} if head == "knn" else {"epochs": 20}
+    fitted = fit(request(tiny_store.path, target, head=head, settings=settings))
+    result, predictions = fitted.result, fitted.predictions
+    assert result.task.kind == ("binary" if target == "bright" else "multiclass")
+    assert result.store.random_weights
+    found: dict[str, list[float]] = {name: [] for name in result.metrics}
+    for _, fold in predictions.groupby(["seed", "fold"]):
+        truth = fold[[c for c in fold if c.startswith("truth.")]].to_numpy()
+        scores = fold[[c for c in fold if c.startswith("score.")]].to_numpy()
+        if target == "bright":
+            labels, called, average = truth[:, 0], scores[:, 0] >= 0.5, "binary"
+            found["auc"].append(metrics.roc_auc_score(labels, scores[:, 0]))
+        else:
+            labels, called, average = truth.argmax(1), scores.argmax(1), "macro"
+            columns = zip(truth.T, scores.T, strict=True)
+            found["auc"].append(float(np.mean([metrics.roc_auc_score(t, s) for t, s in columns])))
+        found["accuracy"].append(metrics.accuracy_score(labels, called))
+        for name in ("precision", "recall", "f1"):
+            score = getattr(metrics, f"{name}_score")
+            found[name].append(score(labels, called, average=average, zero_division=0))
+    for name, values in found.items():
+        estimate = result.metrics[name]
+        assert estimate.value == pytest.approx(np.mean(values), abs=1e-9)
+        assert estimate.sd_folds == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+        assert estimate.low is not None
+        assert estimate.low <= estimate.high
+    if target == "bright":
+        assert result.metrics["auc"].value == 1.0  # bright and dark images differ by anything
+
+
+def test_nobody_is_on_both_sides(tiny_store: FeatureStore) -> None:
+    predictions = fit(request(tiny_store.path, "bright")).predictions
+    folds = predictions.groupby("group")["fold"].nunique()
+    assert (folds == 1).all()
+    assert sorted(predictions["item_id"]) == sorted(tiny_store.items["item_id"])
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_again_gives_the_same_bytes_and_a_saved_head_predicts_alike(
+    tiny_store: FeatureStore, tmp_path: Path, head: str
+) -> None:
+    given = ["fit", str(tiny_store.path), "--target", "third", "--head", head, "--folds", "3"]
+    given += ["--set", "k=3"] if head == "knn" else ["--seeds", "2", "--set", "epochs=9"]
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        assert main([*given, "--replicates", "20", "--out", str(run)]) == 0
+    for name in ("result.json", "predictions.parquet", "head.safetensors"):
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
+        assert str(tiny_store.path).encode() not in (runs[0] / name).read_bytes()
+    result = Result.read(runs[0])
+    arrays = load_file(runs[0] / "head.safetensors")
+    mine = {k.removeprefix("s0.f1."): v for k, v in arrays.items() if k.startswith("s0.f1.")}
+    restored = HEADS[head].from_arrays(
+        result.head.settings | {"seed": 0} if head == "linear" else result.head.settings, mine
+    )
+    predictions = pd.read_parquet(runs[0] / "predictions.parquet").query("seed == 0 and fold == 1")
+    loaded = load_item_features(tiny_store.path, ["cls"])
+    rows = loaded.items["item_id"].isin(predictions["item_id"]).to_numpy()
+    np.testing.assert_array_equal(
+        restored.predict_proba(loaded.x[rows]),
+        predictions[[c for c in predictions if c.startswith("score.")]].to_numpy(),
+    )
+
+
+def test_seeds_and_the_curve(tiny_store: FeatureStore) -> None:
+    linear = fit(request(tiny_store.path, "third", seeds=3, settings={"epochs": 3})).result
+    assert linear.seeds == (0, 1, 2)
+    assert linear.metrics["auc"].sd_seeds is not None
+    assert linear.curve is None
+    knn = fit(request(tiny_store.path, "third", head="knn", seeds=3, settings={"k": 5})).result
+    assert knn.seeds == (0,)
+    assert knn.curve is not None
+    assert [p["k"] for p in knn.curve] == [1, 5, 10, 20]
+    assert knn.curve[1]["auc"] == pytest.approx(knn.metrics["auc"].value)
+
+
+def test_official_split_multilabel_and_both_kinds(copy: Path, tiny_table: Path) -> None:
+    split = ["Training"] * 24 + ["valid"] * 6 + ["test"] * 10 + [None] * 2
+    other = [i % 5 == 0 for i in range(42)]
+    store = with_columns(copy, tiny_table, fold=split, other=np.array(other, int))
+    asked = request(store, "bright", "other", split="fold", folds=None, features=("cls", "mean"))
+    result = fit(asked).result
+    assert result.task.kind == "multilabel"
+    assert (result.split.n_train, result.split.n_test, result.items) == (24, 10, 40)
+    assert set(result.per_class) == {"bright", "other"}
+    assert result.left_out == {"0040": "no value of 'fold'", "0041": "no value of 'fold'"}
+    assert load_item_features(store, ["cls", "mean"]).x.shape == (42, 96)
+
+
+def test_failed_items_and_missing_targets_are_left_out_and_named(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 24)
+    (tmp_path / "png/0007.png").write_bytes(b"?")
+    items = pd.read_csv(table, dtype={"item_id": str}).astype({"bright": "Int64"})
+    items.loc[3, "bright"] = pd.NA
+    items.to_csv(table, index=False)
+    store = extract(tiny_request(table, tmp_path / "f")).path
+    result = fit(request(store, "bright", drop_missing=True, settings={"epochs": 2})).result
+    assert result.items == 22
+    assert result.left_out == {
+        "0003": "target missing",
+        "0007": "extraction failed: not an image that Pillow knows",
+    }
+
+
+def mistakes() -> list[object]:
+    def unseal(store: Path, table: Path) -> None:
+        (store / SEALED).unlink()
+        (store / UNITS / "0001-closing.item_cls.json").unlink()
+
+    def flip(store: Path, table: Path) -> None:
+        path = store / "features.zarr/item_cls/c.0.0"
+        content = bytearray(path.read_bytes())
+        content[500] ^= 1
+        path.write_bytes(content)
+
+    def columns(**values: object) -> object:
+        return lambda store, table: with_columns(store, table, **values)
+
+    leak = ["train", "test"] * 21
+    return [
+        (
+            None,
+            ["--target", "moon"],
+            1,
+            "there is no target 'moon'; the store has: bright, third",
+        ),
+        (columns(one=1), ["--target", "one"], 1, "target 'one' has one class ('1')"),
+        (columns(m=np.arange(42) / 7), ["--target", "m"], 1, "it looks like a measurement"),
+        (columns(s=leak), ["--target", "bright", "--split", "s"], 1, "on two sides of a split"),
+        (
+            columns(s="left"),
+            ["--target", "bright", "--split", "s"],
+            1,
+            "a split column holds train",
+        ),
+        (None, ["--target", "bright", "--split", "x"], 1, "--split: there is no column 'x'"),
+        (None, ["--target", "bright", "--folds", "40"], 1, "folds"),
+        (
+            columns(h=[None] + [0, 1, 1] * 13 + [0, 1]),
+            ["--target", "h"],
+            1,
+            "--drop-missing leaves",
+        ),
+        (unseal, ["--target", "bright"], 1, "3 of 4 units of 'cls' are extracted; run the same"),
+        (flip, ["--target", "bright"], 1, "item_cls/c.0.0 is damaged: its checksum does not match"),
+        (None, ["--target", "bright", "--head", "oak"], 2, "--head 'oak': choose from knn, linear"),
+        (None, ["--target", "bright", "--set", "glow=1"], 2, "head linear has no setting 'glow'"),
+        (None, ["--target", "bright", "--set", "lr=fast"], 2, "must be"),
+        (None, ["--target", "bright", "--features", "dense"], 2, "choose from cls, mean"),
+        (None, ["--target", "bright", "--split", "a", "--folds", "3"], 2, "give one of them"),
+        (None, ["--target", "third", "--positive", "a"], 1, "--positive is for two classes"),
+        (None, ["--target", "bright", "--positive", "7"], 1, "--positive '7': target 'bright' has"),
+        (None, ["--target", "bright", "--head", "knn", "--set", "k=99"], 1, "99"),
+    ]
+
+
+@pytest.mark.parametrize(("harm", "options", "code", "message"), mistakes())
+def test_mistakes_are_one_clear_line(
+    copy: Path,
+    tiny_table: Path,
+    capsys: pytest.CaptureFixture[str],
+    harm: object,
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    if callable(harm):
+        harm(copy, tiny_table)
+    assert main(["fit", str(copy), *options, "--out", str(copy.parent / "run")]) == code
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert not (copy.parent / "run").exists()
+
+
+def test_nan_features_are_refused(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = FeatureStore.item_vectors
+
+    def spoiled(self: FeatureStore, kind: str) -> tuple[list[str], np.ndarray]:
+        ids, vectors = plain(self, kind)
+        vectors[4, 3] = np.nan
+        return ids, vectors
+
+    monkeypatch.setattr(FeatureStore, "item_vectors", spoiled)
+    assert main(["fit", str(tiny_store.path), "--target", "bright"]) == 1
+    assert "1 items have NaN or infinite features (as '0004')" in capsys.readouterr().err
+
+
+def test_an_unwritable_place(
+    tiny_store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("here")
+    out = str(tmp_path / "file")
+    assert main(["fit", str(tiny_store.path), "--target", "bright", "--out", out]) == 1
+    assert "cannot write the run" in capsys.readouterr().err
+
+
+def test_the_report(tiny_store: FeatureStore, tiny_table: Path, copy: Path, tmp_path: Path) -> None:
+    """One page, complete in itself, with every figure, and hostile names as plain text."""
+    hostile = "<script>alert(1)</script>"
+    with_columns(copy, tiny_table, **{hostile: ["x", "y", "y"] * 14})
+    runs = tmp_path / "runs"
+    for target, out in (("bright", "one"), (hostile, "two/deep")):
+        given = [
+            "fit",
+            str(copy),
+            "--target",
+            target,
+            "--replicates",
+            "9",
+            "--out",
+            str(runs / out),
+        ]
+        assert main(given) == 0
+    assert main(["report", str(runs), "--store", str(copy)]) == 0
+    page = (runs / "report.html").read_text()
+    results = find_results(runs)
+    assert set(results) == {"one", "two/deep"}
+    for result in results.values():
+        for estimate in result.metrics.values():
+            assert f"{estimate.value:.3f}" in page
+    assert page.count('<span class="tag">random:0</span>') == 3
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "data:image/png;base64,iVBOR" in page
+    for outside in ("http:", "https:", 'src="/', "@import", "url("):
+        assert outside not in page
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+    (runs / "one/result.json").write_text("{}")
+    assert main(["report", str(runs)]) == 1
+
+
+BLOCKER = """
+import sys
+class Blocker:
+    names = {blocked!r}
+    def find_spec(self, name, path=None, target=None):
+        if any(name == n or name.startswith(n + ".") for n in self.names):
+            raise ImportError(name + " is not on this laptop")
+sys.meta_path.insert(0, Blocker())
+from probes.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_laptop_needs_nothing_that_extracts(tiny_store: FeatureStore, tmp_path: Path) -> None:
+    extraction = [
+        "cli",
+        "encoders",
+        "engine",
+        "extract",
+        "readers",
+        "transforms",
+        "weights",
+        "writer",
+    ]
+    blocked = ["timm", "torchvision", "huggingface_hub", "nibabel", "cv2"]
+    blocked += [f"dinocache.{name}" for name in extraction]
+    program = BLOCKER.format(blocked=blocked)
+    without_pillow = BLOCKER.format(blocked=[*blocked, "PIL"])
+    given = ["fit", str(tiny_store.path), "--target", "bright", "--out", str(tmp_path / "run")]
+    for code, arguments in (
+        (without_pillow, given),
+        (program, ["report", str(tmp_path), "--store", str(tiny_store.path)]),
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "run/result.json").read_text())["store"]["weights"] == "random:0"
+
+
+def test_real_x_rays(shared_data: Path, tmp_path: Path) -> None:
+    """Real images, extraction and both probes, end to end."""
+    source = shared_data / "xray" / "hannover-covid19"
+    items = pd.read_csv(source / "data.csv", dtype=str).rename(
+        columns={"image_id": "item_id", "patient_id": "group"}
+    )
+    items["path"] = "png/" + items["item_id"] + ".png"
+    items = items[[(source / path).is_file() for path in items["path"]]]
+    table = tmp_path / "hannover.csv"
+    items[["item_id", "group", "path", "projection"]].to_csv(table, index=False)
+    outcome = extract(tiny_request(table, tmp_path / "f", data=source, unit_rows=64))
+    assert (outcome.rows, outcome.failures, outcome.complete) == (102, (), True)
+    for head in sorted(HEADS):
+        result = fit(request(outcome.path, "projection", head=head, positive="pa")).result
+        assert (result.items, result.groups) == (102, 35)
+        assert result.store.weights == "random:0"
+        assert (result.metrics["auc"].value or 0) > 0.8
