@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 
 from dinocache.encoders import encoder_spec, load_encoder
-from dinocache.extract import ExtractRequest, extract
+from dinocache.extract import extract
+from dinocache.job import ExtractRequest
 from dinocache.manifest import find_dataset
 from dinocache.store import FeatureStore
 

@@ -13,7 +13,8 @@ from dinocache import __version__
 from dinocache.terminal import echo_json, run
 
 if TYPE_CHECKING:
-    from dinocache.extract import ExtractRequest, Outcome
+    from dinocache.extract import Outcome
+    from dinocache.job import ExtractRequest
     from dinocache.store import FailedItem
 
 __all__ = ["app", "main"]
@@ -427,7 +428,7 @@ def _request(
     resolution: str | None = None,
     **options: Any,  # noqa: ANN401
 ) -> "ExtractRequest":
-    from dinocache.extract import ExtractRequest, parse_resolution
+    from dinocache.job import ExtractRequest, parse_resolution
 
     return ExtractRequest(
         features=tuple(part.strip() for part in features.split(",")) if features else None,

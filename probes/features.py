@@ -11,22 +11,9 @@ import pandas as pd
 from dinocache.errors import StoreIncompleteError
 from dinocache.recipe import resolution_name
 from dinocache.store import FeatureStore
+from probes.runs import StoreOrigin
 
-__all__ = ["ItemFeatures", "StoreFacts", "first_dense_item", "load_item_features", "store_facts"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreFacts:
-    """What a result says of the store it was made from."""
-
-    dataset: str
-    model: str
-    resolution: str
-    variant: str
-    digest: str
-    weights: str
-    random_weights: bool
-    items_table: str
+__all__ = ["ItemFeatures", "first_dense_item", "load_item_features", "store_facts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +30,7 @@ class ItemFeatures:
     x: npt.NDArray[np.float32]
     items: pd.DataFrame
     failed: dict[str, str]
-    store: StoreFacts
+    store: StoreOrigin
 
 
 def load_item_features(path: Path, kinds: Sequence[str]) -> ItemFeatures:
@@ -104,15 +91,15 @@ def first_dense_item(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDAr
     return item_id, maps[middle].astype(np.float32), shown
 
 
-def store_facts(path: Path) -> StoreFacts:
+def store_facts(path: Path) -> StoreOrigin:
     """Say what a store is, for tables and captions."""
     return _facts(FeatureStore(path))
 
 
-def _facts(store: FeatureStore) -> StoreFacts:
+def _facts(store: FeatureStore) -> StoreOrigin:
     header = store.header
     encoder = header.recipe.encoder
-    return StoreFacts(
+    return StoreOrigin(
         dataset=header.dataset,
         model=encoder.name,
         resolution=resolution_name(header.recipe.input.resolution),

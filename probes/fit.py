@@ -18,7 +18,7 @@ from probes.features import ItemFeatures, load_item_features
 from probes.heads import HEADS, Head, Setting, make_head
 from probes.heads.knn import KnnHead
 from probes.metrics.classification import METRICS, Metric, evaluate
-from probes.runs import Estimate, HeadFacts, Result, SplitFacts, StoreOrigin, TaskFacts
+from probes.runs import Estimate, HeadFacts, Result, SplitFacts, TaskFacts
 from probes.splits import Split, check_no_leakage, split_by_column, stratified_group_folds
 from probes.stats import group_bootstrap_weights, interval
 from probes.targets import Targets, read_targets
@@ -103,7 +103,7 @@ def fit(request: FitRequest) -> Fit:
         task=TaskFacts(targets=request.targets, kind=targets.kind, classes=targets.classes),
         head=HeadFacts(name=request.head, settings=_make(request, seeds[0]).get_params()),
         features=request.features,
-        store=StoreOrigin(**vars(loaded.store)),
+        store=loaded.store,
         split=split,
         seeds=seeds,
         items=len(ids),

@@ -20,7 +20,8 @@ from dinocache.errors import (
     StoreWriteError,
     WeightsError,
 )
-from dinocache.extract import dry_run, extract, parse_resolution, relabel
+from dinocache.extract import dry_run, extract, relabel
+from dinocache.job import parse_resolution
 from dinocache.layout import FEATURES
 from dinocache.store import FeatureStore
 from dinocache.verify import verify
@@ -231,9 +232,7 @@ def test_a_store_begun_elsewhere_is_not_mixed(
 ) -> None:
     table = make_table(tmp_path, 3)
     extract(tiny_request(table, tmp_path / "f"))
-    monkeypatch.setattr(
-        "dinocache.extract._Job.device", property(lambda self: "cuda"), raising=True
-    )
+    monkeypatch.setattr("dinocache.job.Job.device", property(lambda self: "cuda"), raising=True)
     with pytest.raises(RecipeMismatchError, match="was begun on cpu; cuda gives other last bits"):
         extract(tiny_request(table, tmp_path / "f", precision="fp32"))
 

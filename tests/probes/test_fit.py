@@ -302,6 +302,7 @@ def test_a_laptop_needs_nothing_that_extracts(tiny_store: FeatureStore, tmp_path
         "encoders",
         "engine",
         "extract",
+        "job",
         "readers",
         "transforms",
         "weights",

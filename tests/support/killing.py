@@ -23,7 +23,8 @@ import torch
 import zarr  # noqa: F401 - likewise
 from making import tiny_request
 
-from dinocache.extract import ExtractRequest, extract
+from dinocache.extract import extract
+from dinocache.job import ExtractRequest
 from dinocache.layout import FEATURES, UNITS
 from dinocache.verify import verify
 
