@@ -1,19 +1,20 @@
 """k nearest neighbours by cosine similarity; nothing is trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from probes.heads.saved import SavedHead, check_features, check_training
+
 __all__ = ["KnnHead"]
 
 _BLOCK = 2**24
 """Numbers in the largest temporary array: 64 MB as float32."""
-_LEARNED = ("unit_features", "targets")
 
 
-class KnnHead:
+class KnnHead(SavedHead):
     """Share of the ``k`` most similar training items that carry a label.
 
     score_c(q) = sum_j w_j y_jc / sum_j w_j over the k neighbours j of q, with w_j = 1, or
@@ -42,6 +43,8 @@ class KnnHead:
     unit_features_: npt.NDArray[np.float32]
     targets_: npt.NDArray[np.uint8]
 
+    learned = ("unit_features", "targets")
+
     def __init__(self, *, k: int = 20, temperature: float | None = None) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1 neighbour, got {k}")
@@ -67,7 +70,7 @@ class KnnHead:
                 ``k`` items.
         """
         x, y = np.asarray(x), np.asarray(y)
-        _check_training(x, y)
+        check_training(x, y)
         _check_k(self.k, len(x))
         self.unit_features_ = _unit_rows(x)
         self.targets_ = y.astype(np.uint8)
@@ -144,41 +147,6 @@ class KnnHead:
         """Return the settings of the constructor, ready for JSON."""
         return {"k": self.k, "temperature": self.temperature}
 
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the training items, by name, without the trailing ``_``.
-
-        Raises:
-            ValueError: If the head is not fitted.
-        """
-        if not hasattr(self, "targets_"):
-            raise ValueError("the head is not fitted; there is nothing to save before fit")
-        return {name: getattr(self, f"{name}_") for name in _LEARNED}
-
-    @classmethod
-    def from_arrays(cls, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """Restore a fitted head that predicts as the saved one did.
-
-        Args:
-            params: What `get_params` returned.
-            arrays: What `to_arrays` returned.
-
-        Returns:
-            A fitted head.
-
-        Raises:
-            ValueError: If an array is missing or a setting is out of its range.
-        """
-        missing = [name for name in _LEARNED if name not in arrays]
-        if missing:
-            raise ValueError(
-                f"a knn head is saved as the arrays {', '.join(_LEARNED)}; "
-                f"missing: {', '.join(missing)}. Fit the head again."
-            )
-        head = cls(**params)
-        for name in _LEARNED:
-            setattr(head, f"{name}_", arrays[name])
-        return head
-
     def _queries(
         self, x: npt.NDArray[np.floating[Any]], ks: Sequence[int]
     ) -> npt.NDArray[np.float32]:
@@ -189,7 +157,7 @@ class KnnHead:
         for k in ks:
             _check_k(k, n_train)
         x = np.asarray(x)
-        _check_features(x)
+        check_features(x)
         if x.shape[1] != dim:
             raise ValueError(
                 f"the head was fitted on features of width {dim}, got {x.shape[1]}; "
@@ -275,25 +243,6 @@ def _unit_rows(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     units = np.empty(x.shape, dtype=np.float32)
     np.divide(x, lengths[:, np.newaxis], out=units, dtype=np.float64, casting="same_kind")
     return units
-
-
-def _check_training(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
-    if y.ndim != 2 or len(x) != len(y) or len(y) == 0 or y.shape[1] == 0:
-        raise ValueError(
-            "a head is fitted on features (n_items, dim) and targets (n_items, n_outputs) of the "
-            f"same items, at least one; got {x.shape} and {y.shape}"
-        )
-    _check_features(x)
-    if not ((y == 0) | (y == 1)).all():
-        raise ValueError(
-            f"targets must be 0 or 1, got {y[(y != 0) & (y != 1)][0]}; "
-            "leave out items without a label, write classes as one column each"
-        )
-
-
-def _check_features(x: npt.NDArray[Any]) -> None:
-    if x.ndim != 2 or not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(f"features must be (n_items, dim) floats, got {x.shape} {x.dtype}")
 
 
 def _check_k(k: int, n_train: int) -> None:

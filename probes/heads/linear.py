@@ -1,11 +1,13 @@
 """The linear probe: one linear layer on frozen features, trained by minibatch descent."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from probes.heads.saved import SavedHead, check_features, check_training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,10 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["LinearHead"]
 
 _PREDICT_ROWS = 8192
-_LEARNED = ("mean", "scale", "weight", "bias", "loss_curve")
 
 
-class LinearHead:
+class LinearHead(SavedHead):
     """Linear probe: standardise, one linear layer, AdamW at a constant learning rate.
 
     The weights of the last epoch are kept. They start at zero: the loss is convex, so the start
@@ -57,6 +58,8 @@ class LinearHead:
     bias_: npt.NDArray[np.float32]
     loss_curve_: npt.NDArray[np.float64]
 
+    learned = ("mean", "scale", "weight", "bias", "loss_curve")
+
     def __init__(
         self,
         *,
@@ -94,7 +97,7 @@ class LinearHead:
             ValueError: If the shapes or the values are not as above, or if the loss overflows.
         """
         x, y = np.asarray(x), np.asarray(y)
-        _check_training(x, y)
+        check_training(x, y)
         if self.loss == "ce":
             _check_one_hot(y)
         inputs = np.array(x, dtype=np.float32)
@@ -131,7 +134,7 @@ class LinearHead:
         x = np.asarray(x)
         if not hasattr(self, "weight_"):
             raise ValueError("the head is not fitted; call fit or from_arrays first")
-        _check_features(x)
+        check_features(x)
         if x.shape[1] != len(self.mean_):
             raise ValueError(
                 f"the head was fitted on features of width {len(self.mean_)}, got {x.shape[1]}; "
@@ -158,41 +161,6 @@ class LinearHead:
             "epochs": self.epochs,
             "seed": self.seed,
         }
-
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what was learned, by name, without the trailing ``_``.
-
-        Raises:
-            ValueError: If the head is not fitted.
-        """
-        if not hasattr(self, "weight_"):
-            raise ValueError("the head is not fitted; there is nothing to save before fit")
-        return {name: getattr(self, f"{name}_") for name in _LEARNED}
-
-    @classmethod
-    def from_arrays(cls, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """Restore a fitted head that predicts as the saved one did.
-
-        Args:
-            params: What `get_params` returned.
-            arrays: What `to_arrays` returned.
-
-        Returns:
-            A fitted head.
-
-        Raises:
-            ValueError: If an array is missing or a setting is out of its range.
-        """
-        missing = [name for name in _LEARNED if name not in arrays]
-        if missing:
-            raise ValueError(
-                f"a linear head is saved as the arrays {', '.join(_LEARNED)}; "
-                f"missing: {', '.join(missing)}. Fit the head again."
-            )
-        head = cls(**params)
-        for name in _LEARNED:
-            setattr(head, f"{name}_", arrays[name])
-        return head
 
     def _check_settings(self) -> None:
         if self.loss not in ("bce", "ce"):
@@ -297,30 +265,6 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores: npt.NDArray[np.float32] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return scores
-
-
-def _check_training(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
-    if y.ndim != 2 or len(x) != len(y) or len(y) == 0 or y.shape[1] == 0:
-        raise ValueError(
-            "a head is fitted on features (n_items, dim) and targets (n_items, n_outputs) of the "
-            f"same items, at least one; got {x.shape} and {y.shape}"
-        )
-    _check_features(x)
-    if not ((y == 0) | (y == 1)).all():
-        raise ValueError(
-            f"targets must be 0 or 1, got {y[(y != 0) & (y != 1)][0]}; "
-            "leave out items without a label, write classes as one column each"
-        )
-
-
-def _check_features(x: npt.NDArray[Any]) -> None:
-    if x.ndim != 2 or not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(f"features must be (n_items, dim) floats, got {x.shape} {x.dtype}")
-    for start in range(0, len(x), _PREDICT_ROWS):
-        finite = np.isfinite(x[start : start + _PREDICT_ROWS]).all(axis=1)
-        if not finite.all():
-            row = start + int(np.argmin(finite))
-            raise ValueError(f"features must be finite, row {row} is not; leave that item out")
 
 
 def _check_one_hot(y: npt.NDArray[Any]) -> None:
