@@ -124,6 +124,8 @@ class ZarrArray(ChunkedArray):
             block: npt.NDArray[Any] = np.asarray(self._array[start:stop])
         except (ValueError, OSError, RuntimeError) as exc:
             raise _damaged(f"{self.folder.name} rows {start}-{stop}", str(exc)) from exc
+        if len(block) != stop - start:
+            raise _damaged(f"{self.folder.name}/zarr.json", f"it ends before row {stop}")
         return block
 
 

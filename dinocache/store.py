@@ -3,6 +3,7 @@
 See docs/store-format.md. Needs neither torch nor any reader of images.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from dinocache.layout import (
     SEALED,
     UNITS,
     VECTOR_KINDS,
+    array_document,
+    array_layout,
     record_name,
     stored_kinds,
 )
@@ -330,8 +333,28 @@ class FeatureStore:
 
     def _array(self, kind: str) -> ChunkedArray:
         if kind not in self._arrays:
+            self._check_document(kind)
             self._arrays[kind] = open_array(self.path / FEATURES / kind)
         return self._arrays[kind]
+
+    def _check_document(self, kind: str) -> None:
+        """See that an array's `zarr.json` is the one that recipe and grid ask for, but its length.
+
+        The length may be ahead of the plan that was read: another process may have appended since.
+        """
+        name = f"{FEATURES}/{kind}/zarr.json"
+        layout = array_layout(kind, self.header.recipe, self.header.grid)
+        try:
+            content = (self.path / name).read_bytes()
+            length = json.loads(content)["shape"][0]
+            whole = type(length) is int and content == array_document(layout, length)
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            whole = False
+        if not whole:
+            raise StoreDamagedError(
+                f"{name} is missing or damaged; run `dinocache verify` to see what else is, and "
+                "copy it again from where the store came from"
+            )
 
     def _check_objects(self, unit: str, kind: str, within: str = "") -> None:
         """See once that a unit's files exist in their sizes: zarr reads a missing one as NaN."""
@@ -349,6 +372,10 @@ class FeatureStore:
                     f"{name} {came}; run `dinocache verify` to see what else is, and copy it again "
                     "from where the store came from"
                 )
+            # Chunks carry checksums of their own; their description does not.
+            described = name.endswith("/zarr.json")
+            if described and documents.checksum(path.read_bytes()) != stored.crc32c:
+                raise StoreDamagedError(f"{name} is damaged: its checksum does not match")
         self._checked.add((unit, kind + within))
 
     def _read_segments(self) -> tuple[Segment, ...]:

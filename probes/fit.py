@@ -324,17 +324,13 @@ def _judge(
     skipped: set[int] = set()
     for number, weights in enumerate(_weights(request, folds, groups)):
         truth = y[folds[number].test]
-        lost = _lost_class(truth, weights)
         for seed in sorted({s for s, _ in scores}):
             judged = evaluate(truth, scores[seed, number], targets.kind)
             drawn = evaluate(truth, scores[seed, number], targets.kind, weights=weights)
             skipped |= set(judged.auc_skipped)
             for metric in METRICS:
                 values[metric][seed, number] = float(judged.overall[metric])
-                drawn_values = drawn.overall[metric]
-                if metric != "accuracy":
-                    drawn_values = np.where(lost, np.nan, drawn_values)
-                replicates[metric].append(drawn_values)
+                replicates[metric].append(drawn.overall[metric])
                 if metric in judged.per_class:
                     by_class[metric].append(judged.per_class[metric])
     metrics: dict[str, Estimate] = {
@@ -349,20 +345,6 @@ def _judge(
         for index, name in enumerate(targets.classes)
     }
     return metrics, per_class, tuple(targets.classes[i] for i in sorted(skipped))
-
-
-def _lost_class(
-    truth: npt.NDArray[np.float32], weights: npt.NDArray[np.uint16]
-) -> npt.NDArray[np.bool_]:
-    """Tell which replicates (n_replicates,) drew no positive item of a class that has some.
-
-    There recall, precision and F1 of that class are 0 by convention, whatever the head says. As a
-    replicate of the macro mean that is no value but a hole: small folds would have intervals that
-    lie below the value.
-    """
-    present = truth[:, truth.any(axis=0)]
-    lost: npt.NDArray[np.bool_] = (weights @ present == 0).any(axis=1)
-    return lost
 
 
 def _weights(

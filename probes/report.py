@@ -1,6 +1,7 @@
 """One HTML page of all runs below a folder, complete in itself."""
 
 import base64
+import json
 from importlib import resources
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def write_report(runs: Path, out: Path, store: Path | None = None) -> Path:
     Raises:
         RequestError: If there is no run.
         StoreError: If the store cannot serve.
-        ProbeError: If the page cannot be written.
+        ProbeError: If the store's maps are too small for a picture, or the page cannot be written.
     """
     import jinja2
 
@@ -34,9 +35,12 @@ def write_report(runs: Path, out: Path, store: Path | None = None) -> Path:
     picture = None
     if store is not None:
         item_id, patches, image = first_dense_item(store)
-        encoded = base64.b64encode(pca_picture(image, patches)).decode("ascii")
+        try:
+            drawn = pca_picture(image, patches)
+        except ValueError as exc:
+            raise ProbeError(f"{store}: {exc}; choose a store of a higher resolution") from exc
         picture = {
-            "data": encoded,
+            "data": base64.b64encode(drawn).decode("ascii"),
             "item_id": item_id,
             "grid": f"{patches.shape[0]} x {patches.shape[1]}",
             "facts": store_facts(store),
@@ -45,6 +49,7 @@ def write_report(runs: Path, out: Path, store: Path | None = None) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["setting"] = lambda value: json.dumps(value).strip('"')
     environment.filters["figure"] = lambda value: "-" if value is None else f"{value:.3f}"
     page = environment.from_string(source).render(
         results=results,

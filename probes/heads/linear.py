@@ -167,6 +167,8 @@ class LinearHead(SavedHead):
             raise ValueError(f"loss must be bce or ce, got {self.loss!r}")
         if not 0 < self.lr < np.inf:
             raise ValueError(f"lr must be a number above 0, got {self.lr}")
+        if self.lr > 1e37:
+            raise ValueError(f"lr must fit float32 arithmetic, at most 1e37, got {self.lr}")
         if not 0 <= self.weight_decay < np.inf:
             raise ValueError(
                 f"weight_decay must be a number of at least 0, got {self.weight_decay}"

@@ -1,26 +1,30 @@
 """From a store to a judged head, through the command line and as a library."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from making import make_table, tiny_request
 from safetensors.numpy import load_file
 from sklearn import metrics
 
+from dinocache.errors import ProbeError
 from dinocache.extract import extract, relabel
 from dinocache.layout import SEALED, UNITS
 from dinocache.store import FeatureStore
 from probes.cli import main
-from probes.features import load_item_features
+from probes.features import ItemFeatures, load_item_features
 from probes.fit import FitRequest, fit
 from probes.heads import HEADS
-from probes.runs import Result, find_results
+from probes.runs import Result, StoreOrigin, find_results
 
 
 @pytest.fixture
@@ -341,3 +345,177 @@ def test_real_x_rays(shared_data: Path, tmp_path: Path) -> None:
         assert (result.items, result.groups) == (102, 35)
         assert result.store.weights == "random:0"
         assert (result.metrics["auc"].value or 0) > 0.8
+
+
+# With features made up: what depends on who is whose, and on rare classes
+
+
+def made_up(
+    labels: npt.ArrayLike, groups: npt.ArrayLike, *, noise: float = 1, **columns: object
+) -> ItemFeatures:
+    """Features (n_items, 5) of which one tells the label, more or less."""
+    labels, groups = np.asarray(labels), np.asarray(groups)
+    ids = [f"i{n:04d}" for n in range(len(labels))]
+    x = np.random.default_rng(0).normal(0, noise, (len(labels), 5)).astype(np.float32)
+    x[:, 2] += np.unique(labels, return_inverse=True)[1]
+    table = {"item_id": ids, "path": ids, "group": [f"p{g}" for g in groups], "t": labels}
+    return ItemFeatures(
+        x=x,
+        items=pd.DataFrame(table | columns),
+        failed={},
+        store=StoreOrigin(
+            dataset="made-up",
+            model="none",
+            resolution="8",
+            variant="",
+            digest="d",
+            weights="random:0",
+            random_weights=True,
+            items_table="t",
+        ),
+    )
+
+
+@pytest.fixture
+def fit_made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    def fitted(features: ItemFeatures, *targets: str, **options: object) -> Result:
+        monkeypatch.setattr("probes.fit.load_item_features", lambda *_: features)
+        given = {"settings": {"epochs": 15}, "replicates": 300} | options
+        return fit(request(Path("made-up"), *(targets or ("t",)), **given)).result
+
+    return fitted
+
+
+FitMadeUp = Callable[..., Result]
+
+
+def width(result: Result, metric: str) -> float:
+    found = result.metrics[metric]
+    assert found.low is not None
+    assert found.high is not None
+    return found.high - found.low
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("noise", [0.3, 2])
+def test_intervals_hold_the_value(fit_made_up: FitMadeUp, classes: int, noise: float) -> None:
+    """In folds of four patients a draw often lacks a class; that must not lower the interval."""
+    groups = np.arange(42) // 2
+    result = fit_made_up(made_up(groups % classes, groups, noise=noise), folds=5)
+    for found in result.metrics.values():
+        assert found.value is not None
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low <= found.value <= found.high
+    assert result.metrics["accuracy"].defined == 300
+    if classes == 3:
+        assert result.metrics["recall"].defined == result.metrics["auc"].defined < 300
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_head_without_a_mistake_has_no_interval(fit_made_up: FitMadeUp, classes: int) -> None:
+    groups = np.arange(42) // 2
+    features = made_up(groups % classes, groups)
+    features = dataclasses.replace(features, x=np.eye(5, dtype=np.float32)[groups % classes])
+    result = fit_made_up(features, folds=5, head="knn", settings={"k": 1})
+    for found in result.metrics.values():
+        assert (found.value, found.low, found.high) == (1, 1, 1)
+
+
+def test_fewer_patients_are_less_certain(fit_made_up: FitMadeUp) -> None:
+    """The same 240 items of the same split, once of 120 patients and once of 24."""
+    labels = np.arange(240) // 10 % 2
+    sides = np.where(np.arange(240) // 20 % 2, "test", "train")
+    x = np.repeat(np.random.default_rng(1).normal(0, 1, (24, 5)), 10, axis=0)
+    results = []
+    for rows_of_a_patient in (2, 10):
+        features = made_up(labels, np.arange(240) // rows_of_a_patient, side=sides)
+        features = dataclasses.replace(features, x=(x + features.x / 9).astype(np.float32))
+        results.append(fit_made_up(features, split="side", folds=None))
+    many, few = results
+    assert (many.groups, few.groups) == (120, 24)
+    for metric in ("auc", "accuracy"):
+        assert many.metrics[metric].value == few.metrics[metric].value
+        assert width(few, metric) > 1.5 * width(many, metric)
+
+
+def test_rows_that_stand_twice_make_nothing_more_certain(fit_made_up: FitMadeUp) -> None:
+    """Copies of a patient's items belong to the patient: value and interval stay."""
+    groups = np.arange(90) // 3
+    once = made_up(groups % 2, groups)
+    items = pd.concat([once.items, once.items.assign(item_id=once.items["item_id"] + "b")])
+    twice = dataclasses.replace(
+        once, x=np.concatenate([once.x, once.x]), items=items.reset_index(drop=True)
+    )
+    one, two = fit_made_up(once), fit_made_up(twice)
+    assert (one.items, two.items, one.groups, two.groups) == (90, 180, 30, 30)
+    for metric, found in one.metrics.items():
+        again = two.metrics[metric]
+        assert (again.value, again.low, again.high) == pytest.approx(
+            (found.value, found.low, found.high), abs=1e-6
+        )
+
+
+def test_a_seed_that_is_set_is_the_first(fit_made_up: FitMadeUp) -> None:
+    groups = np.arange(42) // 2
+    features = made_up(groups % 2, groups)
+    settings = {"seed": 3, "epochs": 2, "batch_size": 4}
+    both = fit_made_up(features, settings=settings, seeds=2)
+    assert (both.seeds, both.head.settings["seed"]) == ((3, 4), 3)
+    one = fit_made_up(features, settings=settings)
+    assert one.seeds == (3,)
+    zero = fit_made_up(features, settings=settings | {"seed": 0})
+    assert zero.seeds == (0,)
+    assert zero.metrics != one.metrics
+
+
+def test_a_few_patients_without_any_label_stop_no_fit(fit_made_up: FitMadeUp) -> None:
+    groups = np.arange(60) // 2
+    first, second = (groups % 2).astype(int), (groups % 3 == 0).astype(int)
+    none = groups == 4
+    first[none] = second[none] = 0
+    features = made_up(first, groups, a=first, b=second)
+    assert fit_made_up(features, "a", "b").items == 60
+
+
+def test_a_label_rarer_than_the_folds_stops_the_fit(fit_made_up: FitMadeUp) -> None:
+    groups = np.arange(60) // 2
+    rare = np.isin(groups, [3, 8]).astype(int)
+    features = made_up(groups % 2, groups, rare=rare)
+    with pytest.raises(ProbeError, match=r"every label; 'rare' has 2 group\(s\): ask for fewer"):
+        fit_made_up(features, "t", "rare")
+
+
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        pytest.param(["train", "train", "val"], "the test side has no items", id="no-test"),
+        pytest.param(["val", "val", "test"], "the train side has no items", id="no-train"),
+    ],
+)
+def test_a_split_without_a_side(fit_made_up: FitMadeUp, sides: list[str], message: str) -> None:
+    groups = np.arange(30) // 2
+    features = made_up(groups % 2, groups, side=[sides[g % 3] for g in groups])
+    with pytest.raises(ProbeError, match=message):
+        fit_made_up(features, split="side", folds=None)
+
+
+def test_a_class_that_training_lacks(fit_made_up: FitMadeUp) -> None:
+    groups = np.arange(30) // 2
+    labels = np.where(groups < 10, groups % 2, groups % 3)
+    sides = np.where(groups < 10, "train", "test")
+    with pytest.raises(ProbeError, match=r"class '2': the train side \(fold 0\) has only items"):
+        fit_made_up(made_up(labels, groups, side=sides), split="side", folds=None)
+
+
+def test_the_order_of_the_table_changes_no_fold(fit_made_up: FitMadeUp) -> None:
+    """A split is of items, not of rows: its digest does not depend on their order."""
+    groups = np.arange(42) // 2
+    sides = np.where(groups % 3 == 0, "dev", np.where(groups % 3 == 1, "TRAIN", "testing"))
+    features = made_up(groups % 2, groups, split=sides)
+    backwards = dataclasses.replace(
+        features, x=features.x[::-1], items=features.items[::-1].reset_index(drop=True)
+    )
+    one, two = (fit_made_up(f, folds=None) for f in (features, backwards))
+    assert one.split == two.split
+    assert (one.split.column, one.split.n_train, one.split.n_test) == ("split", 14, 14)

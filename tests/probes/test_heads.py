@@ -446,3 +446,8 @@ class TestKnn:
             head.fit(x, y)
         with pytest.raises(ValueError, match="row 5 is all zeros"):
             head.predict_proba(new)
+
+
+def test_a_learning_rate_beyond_float32_is_refused() -> None:
+    with pytest.raises(ValueError, match="lr must fit float32 arithmetic, at most 1e37, got 1e"):
+        make_head("linear", lr=1e39)
