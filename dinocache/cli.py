@@ -13,8 +13,10 @@ from dinocache import __version__
 from dinocache.terminal import echo_json, run
 
 if TYPE_CHECKING:
+    from dinocache.encoders import EncoderSpec
     from dinocache.extract import Outcome
     from dinocache.job import ExtractRequest
+    from dinocache.recipe import WindowRecipe
     from dinocache.store import FailedItem
 
 __all__ = ["app", "main"]
@@ -50,7 +52,12 @@ NameOption = Annotated[
     str | None,
     typer.Option(help="The dataset's name. Default: the manifest's, or the table's stem."),
 ]
-ModelOption = Annotated[str, typer.Option(help="Encoder; `dinocache encoders` lists them.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="Encoder: a name that `dinocache encoders` lists, timm:NAME, or open_clip:NAME/TAG."
+    ),
+]
 ResolutionOption = Annotated[
     str | None, typer.Option(help="What the encoder sees, px: 512, or 512x640 as height x width.")
 ]
@@ -63,11 +70,41 @@ VariantOption = Annotated[
 FeaturesOption = Annotated[
     str | None,
     typer.Option(
-        help="Kinds to keep, with commas: cls, mean (a vector a row), dense (a map of patch "
-        "vectors), image, mask (the item's own grid). Default: what the store has, or the "
-        "dataset's."
+        help="Kinds to keep, with commas: cls, mean, embed (a vector a row: the class token, the "
+        "mean over patches, the publisher's own embedding), dense (a map of patch vectors), image, "
+        "mask (the item's own grid). Default: what the store has, or the dataset's with all "
+        "vectors of the encoder."
     ),
 ]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Depths of dense: last, last4 (the last four blocks or stages), or their numbers from "
+        "0, as 5,11. A map before the last layer is a kind of its own, dense.L05."
+    ),
+]
+ResizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How an image comes to the resolution: squash (default; the aspect ratio goes), pad "
+        "(with 0), or crop (the centre, as the encoder's publisher does)."
+    ),
+]
+ArithmeticOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Resize in float32 (default), or in uint8 as the encoders' own libraries do; uint8 is "
+        "for 8-bit images."
+    ),
+]
+WindowOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Stored values that become 0 and 1: full-range (of the integer type), min-max (of "
+        "each item), or LOW:HIGH. Default: full-range; min-max for anatomix."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps or cpu.")]
 UnitRowsOption = Annotated[
     int | None,
     typer.Option(
@@ -105,6 +142,10 @@ def extract(
     resolution: ResolutionOption = None,
     variant: VariantOption = "",
     features: FeaturesOption = None,
+    layers: LayersOption = None,
+    resize: ResizeOption = None,
+    arithmetic: ArithmeticOption = None,
+    window: WindowOption = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -120,12 +161,19 @@ def extract(
             "or float32."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps or cpu.")] = "auto",
+    device: DeviceOption = "auto",
     any_device: Annotated[
         bool, typer.Option(help="Go on with a store that another kind of device began.")
     ] = False,
     precision: Annotated[
         str | None, typer.Option(help="fp32 or bf16. Default: bf16 on cuda, fp32 elsewhere.")
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Let torch compile the encoder. Default: on cuda. Fixed for a store.",
+        ),
     ] = None,
     batch: BatchOption = None,
     unit_rows: UnitRowsOption = None,
@@ -157,11 +205,16 @@ def extract(
         resolution=resolution,
         variant=variant,
         features=features,
+        layers=layers,
+        resize=_choice("--resize", resize, ("squash", "pad", "crop")),
+        arithmetic=_choice("--arithmetic", arithmetic, ("float32", "uint8")),
+        window=window,
         weights=weights,
         rope=_choice("--rope", rope, ("auto", "float32")),
         device=device,
         any_device=any_device,
         precision=_choice("--precision", precision, ("fp32", "bf16")),
+        compiled=compiled,
         batch=batch,
         unit_rows=unit_rows,
         workers=workers,
@@ -197,6 +250,8 @@ def plan(
     resolution: ResolutionOption = None,
     variant: VariantOption = "",
     features: FeaturesOption = None,
+    layers: LayersOption = None,
+    device: DeviceOption = "auto",
     batch: BatchOption = None,
     unit_rows: UnitRowsOption = None,
     json: JsonOption = False,
@@ -211,6 +266,8 @@ def plan(
         resolution=resolution,
         variant=variant,
         features=features,
+        layers=layers,
+        device=device,
         batch=batch,
         unit_rows=unit_rows,
     )
@@ -257,11 +314,11 @@ def info(store: StoreArgument, json: JsonOption = False) -> None:
         ("dataset", f"{header.dataset}{f' ({header.variant})' if header.variant else ''}"),
         ("encoder", f"{encoder.name}, {encoder.dim} wide, patch {encoder.patch_px} px"),
         ("weights", f"{encoder.weights.name}, sha256 {encoder.weights.sha256[:16]}..."),
-        ("RoPE periods", encoder.rope),
+        *([("RoPE periods", encoder.rope)] if encoder.rope else []),
         (
             "input",
             f"{given.resolution[0]} x {given.resolution[1]} px, {given.resize.mode}, "
-            f"{given.window}",
+            f"{_window(given.window)}, resized in {given.resize.arithmetic}",
         ),
         ("precision", f"{header.recipe.precision}, stored as {header.recipe.dtype}"),
         ("items", f"{facts['items']} ({facts['failed_items']} failed), {facts['rows']} rows"),
@@ -378,34 +435,58 @@ def datasets(
 
 
 @app.command()
-def encoders(json: JsonOption = False) -> None:
-    """List the encoders that are known by name."""
-    from dinocache.encoders import ENCODERS
+def encoders(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One encoder, to explain it; also timm:NAME or open_clip:NAME/TAG."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the encoders that are known by name, or explain one.
 
-    rows = [
-        {
-            "name": spec.name,
-            "dim": spec.dim,
-            "depth": spec.depth,
-            "patch_px": spec.patch_px,
-            "licence": spec.licence,
-            "source": spec.source,
-        }
-        for spec in ENCODERS
-    ]
+    GFLOP are 1e9 operations a row (a multiply-add is two). Weights that are `here` lie in the local
+    Hugging Face cache; `gated` ones are given out by their publisher after a form.
+    """
+    from dinocache.encoders import ENCODERS
+    from dinocache.libraries import find_encoder
+
+    if name is not None:
+        facts = _encoder_facts(find_encoder(name))
+        if json:
+            echo_json(facts)
+        else:
+            _print_rows([(key.replace("_", " "), _shown(value)) for key, value in facts.items()])
+        return
+    rows = [_encoder_facts(spec) for spec in ENCODERS]
     if json:
         echo_json(rows)
         return
-    _print_rows(
-        [
-            (
-                str(row["name"]),
-                f"{row['dim']} wide, {row['depth']} blocks, patch {row['patch_px']} px; "
-                f"{row['licence']}",
-            )
-            for row in rows
-        ]
-    )
+    _print_encoders(rows)
+
+
+@app.command()
+def doctor(store: RootOption = Path("features"), json: JsonOption = False) -> None:
+    """Say what this machine has for extraction, and what to do about each lack.
+
+    Ends with 1 if something that extraction needs is missing.
+    """
+    from dinocache.doctor import examine
+
+    findings = examine(store)
+    if json:
+        echo_json([vars(finding) for finding in findings])
+    else:
+        marks = {"good": "ok  ", "note": "note", "lack": "LACK"}
+        _print_rows(
+            [
+                (
+                    f"{marks[f.state]} {f.what}",
+                    f.found + (f"; {f.advice}" if f.advice else ""),
+                )
+                for f in findings
+            ]
+        )
+    raise typer.Exit(1 if any(f.state == "lack" for f in findings) else 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -426,13 +507,15 @@ def _request(
     *,
     features: str | None = None,
     resolution: str | None = None,
+    window: str | None = None,
     **options: Any,  # noqa: ANN401
 ) -> "ExtractRequest":
-    from dinocache.job import ExtractRequest, parse_resolution
+    from dinocache.job import ExtractRequest, parse_resolution, parse_window
 
     return ExtractRequest(
         features=tuple(part.strip() for part in features.split(",")) if features else None,
         resolution=parse_resolution(resolution) if resolution else None,
+        window=parse_window(window) if window else None,
         **options,
     )
 
@@ -454,12 +537,16 @@ def _print_forecast(request: "ExtractRequest", json: bool) -> None:
         echo_json(vars(forecast))
         return
     total = sum(forecast.n_bytes.values())
+    better = f"; --batch {forecast.suggested_batch} suits this device better"
+    better = better if forecast.suggested_batch else ""
     _print_rows(
         [
             ("store", str(forecast.path)),
             ("items", str(forecast.items)),
             ("rows", str(forecast.rows)),
             ("units", f"{forecast.units} ({forecast.units_missing} to do)"),
+            ("batch", f"{forecast.batch} rows a pass{better}"),
+            *([("operations", f"{forecast.gflop:.3g} GFLOP a row")] if forecast.gflop else []),
             *((kind, human_bytes(size)) for kind, size in forecast.n_bytes.items()),
             ("free on disk", human_bytes(forecast.free_bytes)),
         ]
@@ -511,3 +598,88 @@ def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+
+
+def _encoder_facts(spec: "EncoderSpec") -> dict[str, Any]:
+    from dinocache.checkpoints import FAMILIES
+    from dinocache.cost import gflop
+    from dinocache.encoders import takes
+    from dinocache.weights import cached_weights
+
+    path = cached_weights(spec)
+    sizes = (224, 256, 512)
+    return {
+        "name": spec.name,
+        "dim": spec.dim,
+        "depth": spec.depth,
+        "patch_px": spec.patch_px,
+        "kinds": spec.kinds,
+        "embed_dim": spec.embed_dim,
+        "params": spec.params,
+        "gflop": {
+            str(side): round(cost, 1)
+            for side in sizes
+            if takes(spec, (side, side)) and (cost := gflop(spec, (side, side))) is not None
+        },
+        "sides": f"{spec.fixed_px} only" if spec.fixed_px else f"multiples of {spec.step_px}",
+        "native_px": spec.native_px,
+        "mean": spec.mean,
+        "std": spec.std,
+        "filter": spec.filter,
+        "crop_pct": spec.crop_pct,
+        "licence": spec.licence,
+        "gated": spec.gated,
+        "weights_here": str(path) if path else None,
+        "hub": [hub_file.repo for hub_file in spec.hub],
+        "files": spec.files,
+        "formats": FAMILIES[spec.family].formats,
+        "to_obtain": spec.obtain,
+        "untested": spec.untested or None,
+    }
+
+
+def _print_encoders(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    cost_title = "GFLOP 224/256/512"
+    for title in ("name", "dim", "patch", "params", cost_title, "licence", "access", "here", ""):
+        right = title in ("dim", "patch", "params", cost_title)
+        table.add_column(title, justify="right" if right else "left", no_wrap=title != "")
+    for row in rows:
+        cost = " / ".join(f"{row['gflop'].get(side, '-')}" for side in ("224", "256", "512"))
+        table.add_row(
+            row["name"],
+            str(row["dim"]),
+            str(row["patch_px"]),
+            f"{row['params'] / 1e6:.1f} M",
+            cost,
+            row["licence"],
+            "gated" if row["gated"] else "free",
+            "yes" if row["weights_here"] else "no",
+            f"untested: {row['untested']}" if row["untested"] else "",
+        )
+    # Piped, a table is as wide as its rows, not as a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print(_BESIDES)
+
+
+_BESIDES = """
+Besides: timm:NAME, any model of timm, and open_clip:NAME/TAG, any image tower of open_clip.
+CT-CLIP and CT-Net of the paper stay published rows: the one is no encoder of rows but of whole
+volumes of one size, the other has no published weights."""
+
+
+def _window(window: "WindowRecipe") -> str:
+    return f"{window.low:g} to {window.high:g}" if window.mode == "range" else window.mode
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{inner} at {key}" for key, inner in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(inner) for inner in value) or "-"
+    return (
+        "-" if value is None else "yes" if value is True else "no" if value is False else str(value)
+    )

@@ -1,47 +1,58 @@
-"""Frozen encoders: a table of facts, and one way to load and call them.
+"""Frozen encoders: a table of facts. A new model is a new row, not a class.
 
-A new model of the same architecture is a new row of `ENCODERS`. torch and timm are imported only
-when an encoder is loaded.
+Nothing heavy is imported here. `dinocache.networks` builds what a row says, `dinocache.checkpoints`
+knows the names in which its publisher wrote the weights, `dinocache.inference` puts both together.
 
 References:
-    Siméoni et al., DINOv3, arXiv:2508.10104. Code read beside timm's: facebookresearch/dinov3
-    6876159, `dinov3/hub/backbones.py` (sizes, file names) and `README.md` (mean and std).
+    DINOv3: Siméoni et al., arXiv:2508.10104; facebookresearch/dinov3 6876159,
+    `dinov3/hub/backbones.py` (sizes, file names with the head of their sha256) and `README.md`
+    (mean and std). EUPE: facebookresearch/EUPE, `hubconf.py`. DINOv2: Oquab et al.,
+    arXiv:2304.07193. UNI, UNI2-h: mahmoodlab/UNI, `README.md` and `uni/get_encoder`. CONCH:
+    mahmoodlab/CONCH, `conch/open_clip_custom`. BiomedCLIP: Zhang et al., arXiv:2303.00915. MAE: He
+    et al., arXiv:2111.06377. MoCo-v3: facebookresearch/moco-v3, `vits.py`. SwAV:
+    facebookresearch/swav, `hubconf.py`. SimCLR: google-research/simclr, `resnet.py`, and
+    facebookresearch/vissl, `MODEL_ZOO.md`. BYOL: google-deepmind/deepmind-research, `byol/`.
+    Anatomix: Dey et al., arXiv:2411.02372; neel-dey/anatomix a29b8a8. Truncated ResNet50:
+    mahmoodlab/UNI, `resnet50_trunc.py` (after CLAM). Everything that timm knows of them:
+    `timm.get_pretrained_cfg`.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
-from dinocache.errors import RequestError, WeightsError
-from dinocache.weights import (
-    Checkpoint,
-    Weights,
-    read_checkpoint,
-    resolve_weights,
-    tensors_sha256,
-)
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+from dinocache.errors import RequestError
 
 __all__ = [
     "ENCODERS",
-    "Encoder",
     "EncoderSpec",
-    "Precision",
-    "Rope",
-    "RopeSource",
-    "Tokens",
+    "HubFile",
+    "Network",
+    "Triple",
     "check_resolution",
+    "dense_kinds",
     "encoder_spec",
-    "load_encoder",
+    "extracted_kinds",
+    "takes",
 ]
 
-Rope = Literal["auto", "float32"]
-RopeSource = Literal["checkpoint", "bfloat16", "float32"]
-Precision = Literal["fp32", "bf16"]
+Network = Literal["tokens", "maps", "volume", "open-clip"]
+Triple = tuple[float, float, float]
 
-_META = "facebookresearch/dinov3 6876159, dinov3/hub/backbones.py; README.md"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of weights on the Hugging Face hub."""
+
+    repo: str
+    file: str = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,89 +60,620 @@ class EncoderSpec:
     """Facts of one encoder."""
 
     name: str
+    network: Network
+    """How it is built and read: `tokens` (a vision transformer), `maps` (a convolutional network),
+    `volume` (a 3D U-Net over the rows of an item), `open-clip` (that library's own tower)."""
+    family: str
+    """Whose checkpoint formats it has; see `dinocache.checkpoints`."""
+    library_name: str = ""
+    """Under which timm or open_clip builds it."""
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    """Of timm's constructor, besides what the model's name says."""
+    same_padding: tuple[str, ...] = ()
+    """What of a ResNet pads as TensorFlow's and JAX's SAME does, more behind than before: `pool`,
+    `convolution`."""
     dim: int
-    """Width of a token."""
+    """Width of a patch token, or channels of the last map."""
     depth: int
-    """Number of blocks."""
-    heads: int
-    patch_px: int = 16
-    prefix_tokens: int = 5
-    """cls and four registers, before the patches."""
-    rope_base: float = 100.0
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green, blue in [0, 1]."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Number of blocks, or of stages, whose maps can be kept."""
+    patch_px: int
+    """Side of what one token or map element stands for, px."""
+    pyramid: tuple[tuple[int, int], ...] = ()
+    """(patch_px, dim) of each stage, where they differ."""
+    prefix_tokens: int = 0
+    """cls and registers, before the patches."""
+    step_px: int
+    """Both sides of an input are multiples of this."""
+    fixed_px: int | None = None
+    """The one side that it takes, where it takes only one."""
+    native_px: int
+    """The side it was trained or is evaluated at."""
+    vectors: tuple[str, ...] = ("cls", "mean")
+    """Kinds of vector that a row has, the one that its publisher uses first."""
+    embed_dim: int | None = None
+    """Width of `embed`, where there is one."""
+    channels: Literal[1, 3] = 3
+    mean: Triple = IMAGENET_MEAN
+    """Of red, green, blue in [0, 1]; for a grey input the first counts."""
+    std: Triple = IMAGENET_STD
+    filter: Literal["bicubic", "bilinear"] = "bicubic"
+    """The publisher's resizing filter."""
+    crop_pct: float = 1.0
+    """Part of the resized image that the publisher's evaluation keeps, under `crop`."""
+    window: Literal["full-range", "min-max"] = "full-range"
+    rope_base: float | None = None
+    params: int
+    """Without a classifier."""
+    classifier: tuple[str, ...] = ()
+    """Modules of the library's model that its file has and features do without."""
+    gflop_224: float | None = None
+    """Of convolutional networks: 1e9 operations (a multiply-add is two) for 224 x 224 px."""
     licence: str
     """Of the weights."""
     gated: bool
     """Whether the publisher gives out its own file only after a form."""
-    source: str
-    """What states the facts of this row."""
-    timm_name: str
-    hub_id: str | None
-    """Hugging Face id of the weights in timm's format; None where none are published."""
-    published_file: str | None
-    """The publisher's own file, with the head of its sha256."""
+    hub: tuple[HubFile, ...] = ()
+    """Where the hub has the weights, the first choice first."""
+    files: tuple[str, ...] = ()
+    """The publisher's own files; eight hex digits in a name begin their sha256."""
+    obtain: str
+    """What to do to get them, as one sentence without a full stop."""
+    untested: str = ""
+    """Why no test builds this very row from a file in its published names."""
 
+    def layer_shape(self, layer: int) -> tuple[int, int]:
+        """Give (patch_px, dim) of a block's or stage's map, counted from 0."""
+        return self.pyramid[layer] if self.pyramid else (self.patch_px, self.dim)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What can be kept of a row, besides maps of earlier layers."""
+        return (*self.vectors, "dense")
+
+
+def _dinov3(
+    name: str,
+    *,
+    library_name: str,
+    dim: int,
+    depth: int,
+    params: int,
+    code: str,
+    digest: str,
+    data: str = "lvd1689m",
+    untested: str = "",
+) -> EncoderSpec:
+    sat = data == "sat493m"
+    hub_name = code.replace("_", "-")
+    return EncoderSpec(
+        name=name,
+        network="tokens",
+        family="dinov3-vit",
+        library_name=library_name,
+        # LayerScale of random weights. With the release's starting value, 1e-5, the blocks would
+        # do nothing, and cls would be the same for every image.
+        arguments={"init_values": 1.0, "use_naflex": False},
+        dim=dim,
+        depth=depth,
+        patch_px=16,
+        prefix_tokens=5,
+        step_px=16,
+        native_px=256,
+        mean=(0.430, 0.411, 0.296) if sat else IMAGENET_MEAN,
+        std=(0.213, 0.156, 0.143) if sat else IMAGENET_STD,
+        rope_base=100.0,
+        params=params,
+        licence="dinov3-license",
+        gated=True,
+        hub=(
+            HubFile(f"timm/{library_name}.{data}"),
+            HubFile(f"facebook/{hub_name}-pretrain-{data}"),
+        ),
+        files=(f"{code}_pretrain_{data}-{digest}.pth",),
+        obtain="Ask Meta for access at ai.meta.com/resources/models-and-libraries/dinov3-downloads "
+        f"or at huggingface.co/facebook/{hub_name}-pretrain-{data}",
+        untested=untested,
+    )
+
+
+_CONVNEXT_DIMS = {
+    "tiny": (96, 192, 384, 768),
+    "small": (96, 192, 384, 768),
+    "base": (128, 256, 512, 1024),
+    "large": (192, 384, 768, 1536),
+}
+_CONVNEXT_PARAMS = {
+    "tiny": (27_820_128, 8.91),
+    "small": (49_454_688, 17.366),
+    "base": (87_566_464, 30.707),
+    "large": (196_230_336, 68.72),
+}
+
+
+def _convnext(
+    name: str,
+    size: str,
+    *,
+    tag: str,
+    native_px: int,
+    licence: str,
+    gated: bool,
+    files: str,
+    obtain: str,
+) -> EncoderSpec:
+    dims = _CONVNEXT_DIMS[size]
+    params, gflop_224 = _CONVNEXT_PARAMS[size]
+    facebook = f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m"
+    return EncoderSpec(
+        name=name,
+        network="maps",
+        family="dinov3-convnext",
+        library_name=f"convnext_{size}",
+        arguments={"ls_init_value": 1.0},  # as for the transformers
+        dim=dims[-1],
+        depth=4,
+        patch_px=32,
+        pyramid=tuple(zip((4, 8, 16, 32), dims, strict=True)),
+        step_px=32,
+        native_px=native_px,
+        params=params,
+        gflop_224=gflop_224,
+        licence=licence,
+        gated=gated,
+        hub=(
+            HubFile(f"timm/convnext_{size}.{tag}"),
+            *((HubFile(facebook),) if tag.startswith("dinov3") else ()),
+        ),
+        files=(files,),
+        obtain=obtain,
+    )
+
+
+def _dinov3_convnext(size: str, digest: str) -> EncoderSpec:
+    return _convnext(
+        f"dinov3-convnext-{size}",
+        size,
+        tag="dinov3_lvd1689m",
+        native_px=224,
+        licence="dinov3-license",
+        gated=True,
+        files=f"dinov3_convnext_{size}_pretrain_lvd1689m-{digest}.pth",
+        obtain="Ask Meta for access at ai.meta.com/resources/models-and-libraries/dinov3-downloads "
+        f"or at huggingface.co/facebook/dinov3-convnext-{size}-pretrain-lvd1689m",
+    )
+
+
+_EUPE_LICENCE = "fair-noncommercial-research-license"
+
+
+def _eupe_obtain(model: str) -> str:
+    return f"See the README of github.com/facebookresearch/EUPE for the file of {model}"
+
+
+def _eupe(name: str, *, size: str, code: str, dim: int, params: int) -> EncoderSpec:
+    library_name = f"vit_{size}_patch16_dinov3_qkvb"
+    return EncoderSpec(
+        name=name,
+        network="tokens",
+        family="eupe-vit",
+        library_name=library_name,
+        arguments={"init_values": 1.0, "use_naflex": False},
+        dim=dim,
+        depth=12,
+        patch_px=16,
+        prefix_tokens=5,
+        step_px=16,
+        native_px=256,
+        rope_base=100.0,
+        params=params,
+        licence=_EUPE_LICENCE,
+        gated=False,
+        hub=(HubFile(f"timm/{library_name}.eupe_lvd1689m"),),
+        files=(f"{code}_pretrain_lvd1689m.pth",),
+        obtain=_eupe_obtain(code),
+    )
+
+
+def _eupe_convnext(size: str) -> EncoderSpec:
+    code = f"eupe_convnext_{size}"
+    return _convnext(
+        f"eupe-convnext-{size}",
+        size,
+        tag="eupe_lvd1689m",
+        native_px=256,
+        licence=_EUPE_LICENCE,
+        gated=False,
+        files=f"{code}_pretrain_lvd1689m.pth",
+        obtain=_eupe_obtain(code),
+    )
+
+
+def _dinov2(name: str, *, size: str, code: str, dim: int, depth: int, params: int) -> EncoderSpec:
+    library_name = f"vit_{size}_patch14_dinov2"
+    file = f"{code}_pretrain.pth"
+    return EncoderSpec(
+        name=name,
+        network="tokens",
+        family="vit",
+        library_name=library_name,
+        arguments={"init_values": 1.0, "dynamic_img_size": True, "use_naflex": False},
+        dim=dim,
+        depth=depth,
+        patch_px=14,
+        prefix_tokens=1,
+        step_px=14,
+        native_px=518,
+        params=params,
+        licence="apache-2.0",
+        gated=False,
+        hub=(HubFile(f"timm/{library_name}.lvd142m"),),
+        files=(file,),
+        obtain=f"Download dl.fbaipublicfiles.com/dinov2/{code}/{file}",
+    )
+
+
+# Plain vision transformers of patch 16 and 224 px, as most publishers use them.
+_vit_b = partial(
+    EncoderSpec,
+    network="tokens",
+    family="vit",
+    library_name="vit_base_patch16_224",
+    arguments={"dynamic_img_size": True, "use_naflex": False},
+    dim=768,
+    depth=12,
+    patch_px=16,
+    prefix_tokens=1,
+    step_px=16,
+    native_px=224,
+    params=85_798_656,
+)
+_vit_l = partial(
+    _vit_b, library_name="vit_large_patch16_224", dim=1024, depth=24, params=303_301_632
+)
+
+
+def _mae(name: str, size: str) -> EncoderSpec:
+    file = f"mae_pretrain_vit_{size}.pth"
+    vit = _vit_l if size == "large" else _vit_b
+    return vit(
+        name=name,
+        crop_pct=0.9,
+        licence="cc-by-nc-4.0",
+        gated=False,
+        hub=(HubFile(f"timm/vit_{size}_patch16_224.mae"),),
+        files=(file,),
+        obtain=f"Download dl.fbaipublicfiles.com/mae/pretrain/{file}",
+    )
+
+
+_RESNET_STAGES = ((2, 64), (4, 256), (8, 512), (16, 1024), (32, 2048))
+
+
+# The mean over positions is a ResNet's vector; it has no class token.
+_resnet50 = partial(
+    EncoderSpec,
+    network="maps",
+    family="resnet",
+    library_name="resnet50",
+    dim=2048,
+    depth=5,
+    patch_px=32,
+    pyramid=_RESNET_STAGES,
+    step_px=32,
+    native_px=224,
+    vectors=("mean",),
+    filter="bilinear",
+    crop_pct=0.875,
+    params=23_508_032,
+    gflop_224=8.174,
+)
+
+_TORCHVISION_RESNET = "resnet50-0676ba61.pth"
+_MAHMOOD = "Ask for access, with an institution's address, at huggingface.co/MahmoodLab/"
 
 ENCODERS = (
-    EncoderSpec(
-        name="dinov3-s",
+    _dinov3(
+        "dinov3-s",
+        library_name="vit_small_patch16_dinov3",
         dim=384,
         depth=12,
-        heads=6,
-        licence="dinov3-license",
-        gated=True,
-        source=_META,
-        timm_name="vit_small_patch16_dinov3",
-        hub_id="timm/vit_small_patch16_dinov3.lvd1689m",
-        published_file="dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
+        params=21_586_944,
+        code="dinov3_vits16",
+        digest="08c60483",
     ),
-    EncoderSpec(
-        name="dinov3-b",
+    _dinov3(
+        "dinov3-splus",
+        library_name="vit_small_plus_patch16_dinov3",
+        dim=384,
+        depth=12,
+        params=28_683_264,
+        code="dinov3_vits16plus",
+        digest="4057cbaa",
+    ),
+    _dinov3(
+        "dinov3-b",
+        library_name="vit_base_patch16_dinov3",
         dim=768,
         depth=12,
-        heads=12,
-        licence="dinov3-license",
-        gated=True,
-        source=_META,
-        timm_name="vit_base_patch16_dinov3",
-        hub_id="timm/vit_base_patch16_dinov3.lvd1689m",
-        published_file="dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth",
+        params=85_641_216,
+        code="dinov3_vitb16",
+        digest="73cec8be",
     ),
-    EncoderSpec(
-        name="dinov3-l",
+    _dinov3(
+        "dinov3-l",
+        library_name="vit_large_patch16_dinov3",
         dim=1024,
         depth=24,
-        heads=16,
-        licence="dinov3-license",
+        params=303_079_424,
+        code="dinov3_vitl16",
+        digest="8aa4cbdd",
+    ),
+    _dinov3(
+        "dinov3-hplus",
+        library_name="vit_huge_plus_patch16_dinov3",
+        dim=1280,
+        depth=32,
+        params=840_509_440,
+        code="dinov3_vith16plus",
+        digest="7c1da9a5",
+    ),
+    _dinov3(
+        "dinov3-7b",
+        library_name="vit_7b_patch16_dinov3",
+        dim=4096,
+        depth=40,
+        params=6_716_030_976,
+        code="dinov3_vit7b16",
+        digest="a955f4ea",
+        untested="27 GB; a test builds it with 2 of its 40 blocks",
+    ),
+    _dinov3(
+        "dinov3-l-sat",
+        library_name="vit_large_patch16_dinov3",
+        dim=1024,
+        depth=24,
+        params=303_079_424,
+        code="dinov3_vitl16",
+        digest="eadcf0ff",
+        data="sat493m",
+    ),
+    _dinov3(
+        "dinov3-7b-sat",
+        library_name="vit_7b_patch16_dinov3",
+        dim=4096,
+        depth=40,
+        params=6_716_030_976,
+        code="dinov3_vit7b16",
+        digest="a6675841",
+        data="sat493m",
+        untested="27 GB; a test builds it with 2 of its 40 blocks",
+    ),
+    _dinov3_convnext("tiny", "21b726bb"),
+    _dinov3_convnext("small", "296db49d"),
+    _dinov3_convnext("base", "801f2ba9"),
+    _dinov3_convnext("large", "61fa432d"),
+    _dinov2("dinov2-s", size="small", code="dinov2_vits14", dim=384, depth=12, params=22_056_192),
+    _dinov2("dinov2-b", size="base", code="dinov2_vitb14", dim=768, depth=12, params=86_579_712),
+    _dinov2("dinov2-l", size="large", code="dinov2_vitl14", dim=1024, depth=24, params=304_367_616),
+    _dinov2(
+        "dinov2-g", size="giant", code="dinov2_vitg14", dim=1536, depth=40, params=1_136_479_232
+    ),
+    _eupe("eupe-tiny", size="tiny", code="eupe_vitt16", dim=192, params=5_489_664),
+    _eupe("eupe-s", size="small", code="eupe_vits16", dim=384, params=21_596_160),
+    _eupe("eupe-b", size="base", code="eupe_vitb16", dim=768, params=85_659_648),
+    _eupe_convnext("tiny"),
+    _eupe_convnext("small"),
+    _eupe_convnext("base"),
+    _vit_l(
+        name="uni",
+        arguments={"init_values": 1.0, "dynamic_img_size": True, "use_naflex": False},
+        filter="bilinear",
+        params=303_350_784,
+        licence="cc-by-nc-nd-4.0",
         gated=True,
-        source=_META,
-        timm_name="vit_large_patch16_dinov3",
-        hub_id="timm/vit_large_patch16_dinov3.lvd1689m",
-        published_file="dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth",
+        hub=(HubFile("MahmoodLab/UNI", "pytorch_model.bin"),),
+        files=("pytorch_model.bin",),
+        obtain=f"{_MAHMOOD}UNI",
+    ),
+    EncoderSpec(
+        name="uni2-h",
+        network="tokens",
+        family="vit",
+        library_name="vit_giant_patch14_224",
+        arguments={
+            "depth": 24,
+            "num_heads": 24,
+            "embed_dim": 1536,
+            "mlp_ratio": 2.66667 * 2,
+            "mlp_layer": "SwiGLUPacked",
+            "act_layer": "silu",
+            "no_embed_class": True,
+            "reg_tokens": 8,
+            "init_values": 1.0,
+            "dynamic_img_size": True,
+            "use_naflex": False,
+        },
+        dim=1536,
+        depth=24,
+        patch_px=14,
+        prefix_tokens=9,
+        step_px=14,
+        native_px=224,
+        filter="bilinear",
+        params=681_394_176,
+        licence="cc-by-nc-nd-4.0",
+        gated=True,
+        hub=(HubFile("MahmoodLab/UNI2-h", "pytorch_model.bin"),),
+        files=("pytorch_model.bin",),
+        obtain=f"{_MAHMOOD}UNI2-h",
+    ),
+    _vit_b(
+        name="conch",
+        family="conch",
+        arguments={"img_size": 448, "dynamic_img_size": True, "use_naflex": False},
+        native_px=448,
+        vectors=("embed", "cls", "mean"),
+        embed_dim=512,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        params=87_567_104,
+        licence="cc-by-nc-nd-4.0",
+        gated=True,
+        hub=(HubFile("MahmoodLab/conch", "pytorch_model.bin"),),
+        files=("pytorch_model.bin",),
+        obtain=f"{_MAHMOOD}conch",
+    ),
+    _vit_b(
+        name="biomedclip",
+        family="biomedclip",
+        vectors=("cls", "embed", "mean"),
+        embed_dim=512,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        params=86_191_872,
+        licence="mit",
+        gated=False,
+        hub=(
+            HubFile(
+                "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+                "open_clip_pytorch_model.bin",
+            ),
+        ),
+        files=("open_clip_pytorch_model.bin",),
+        obtain="Download open_clip_pytorch_model.bin from "
+        "huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+    ),
+    _resnet50(
+        name="resnet50",
+        licence="bsd-3-clause",
+        gated=False,
+        hub=(HubFile("timm/resnet50.tv_in1k"),),
+        files=(_TORCHVISION_RESNET,),
+        obtain=f"Download download.pytorch.org/models/{_TORCHVISION_RESNET}",
+    ),
+    _resnet50(
+        name="resnet50-trunc",
+        dim=1024,
+        depth=4,
+        patch_px=16,
+        pyramid=_RESNET_STAGES[:4],
+        classifier=("layer4",),
+        step_px=16,
+        crop_pct=1.0,
+        params=8_543_296,
+        gflop_224=6.556,
+        licence="bsd-3-clause",
+        gated=False,
+        hub=(HubFile("timm/resnet50.tv_in1k"),),
+        files=("resnet50-19c8e357.pth", _TORCHVISION_RESNET),
+        obtain="Download download.pytorch.org/models/resnet50-19c8e357.pth",
+    ),
+    _mae("mae-b", "base"),
+    _mae("mae-l", "large"),
+    _vit_b(
+        name="mocov3-b",
+        crop_pct=0.875,
+        filter="bilinear",
+        licence="cc-by-nc-4.0",
+        gated=False,
+        files=("vit-b-300ep.pth.tar",),
+        obtain="Download dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar",
+    ),
+    _resnet50(
+        name="swav",
+        std=(0.228, 0.224, 0.225),
+        licence="cc-by-nc-4.0",
+        gated=False,
+        files=("swav_800ep_pretrain.pth.tar",),
+        obtain="Download dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar",
+    ),
+    _resnet50(
+        name="simclr",
+        same_padding=("pool",),
+        filter="bicubic",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        licence="apache-2.0",
+        gated=False,
+        files=("resnet50-1x.pth",),
+        obtain="Convert ResNet50_1x of github.com/google-research/simclr to PyTorch with "
+        "github.com/tonylins/simclr-converter",
+    ),
+    _resnet50(
+        name="simclr-vissl",
+        licence="mit",
+        gated=False,
+        files=("model_final_checkpoint_phase799.torch",),
+        obtain="Download the checkpoint 'SimCLR RN50 - 800 epochs' that MODEL_ZOO.md of "
+        "github.com/facebookresearch/vissl links",
+    ),
+    _resnet50(
+        name="byol",
+        same_padding=("pool", "convolution"),
+        filter="bicubic",
+        licence="apache-2.0",
+        gated=False,
+        files=("pretrain_res50x1.pth.tar",),
+        obtain="Convert pretrain_res50x1.pkl of github.com/google-deepmind/deepmind-research/tree/"
+        "master/byol to PyTorch with github.com/chigur/byol-convert",
+    ),
+    EncoderSpec(
+        name="anatomix",
+        network="volume",
+        family="anatomix",
+        dim=16,
+        depth=1,
+        patch_px=1,
+        step_px=1,
+        native_px=128,
+        vectors=(),
+        channels=1,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        window="min-max",
+        params=5_899_344,
+        gflop_224=None,
+        licence="mit",
+        gated=False,
+        hub=(HubFile("neeldey/anatomix", "anatomix.pth"),),
+        files=("anatomix.pth",),
+        obtain="Download model-weights/anatomix.pth of github.com/neel-dey/anatomix",
     ),
     EncoderSpec(
         name="tiny",
+        network="tokens",
+        family="dinov3-vit",
+        library_name="vit_small_patch16_dinov3",
+        arguments={
+            "embed_dim": 48,
+            "depth": 2,
+            "num_heads": 3,
+            "init_values": 1.0,
+            "use_naflex": False,
+        },
         dim=48,
         depth=2,
-        heads=3,
+        patch_px=16,
+        prefix_tokens=5,
+        step_px=16,
+        native_px=64,
+        rope_base=100.0,
+        params=93_696,
         licence="none: random weights, for tests",
         gated=False,
-        source="dinov3-s, made small",
-        timm_name="vit_small_patch16_dinov3",
-        hub_id=None,
-        published_file=None,
+        obtain="Nobody trained it: it is for tests",
     ),
 )
-"""All that is known, in the order in which it is listed to people."""
+"""All that is known by a name of its own, in the order in which it is listed to people."""
+
+_LAYERS = re.compile(r"last(\d*)|\d{1,2}(?:,\d{1,2})*")
 
 
 def encoder_spec(name: str) -> EncoderSpec:
-    """Look up an encoder.
+    """Look up an encoder of the table.
 
     Args:
-        name: As in `ENCODERS`.
+        name: As in `ENCODERS`; `dinov3-s+` is `dinov3-splus`.
 
     Returns:
         Its facts.
@@ -139,243 +681,115 @@ def encoder_spec(name: str) -> EncoderSpec:
     Raises:
         RequestError: If there is none of that name.
     """
+    wanted = name.lower().replace("+", "plus")
     for spec in ENCODERS:
-        if spec.name == name:
+        if spec.name == wanted:
             return spec
-    known = ", ".join(spec.name for spec in ENCODERS)
-    raise RequestError(f"there is no encoder {name!r}; known are {known}")
+    known = [spec.name for spec in ENCODERS]
+    close = difflib.get_close_matches(wanted, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
+    raise RequestError(
+        f"there is no encoder {name!r}; {hint} `dinocache encoders` lists them; timm:NAME and "
+        "open_clip:NAME/TAG take any model of those libraries"
+    )
+
+
+def takes(spec: EncoderSpec, resolution: tuple[int, int]) -> bool:
+    """Tell whether an encoder can take an input of (height, width) px."""
+    if spec.fixed_px is not None:
+        return resolution == (spec.fixed_px, spec.fixed_px)
+    return all(side > 0 and side % spec.step_px == 0 for side in resolution)
 
 
 def check_resolution(spec: EncoderSpec, resolution: tuple[int, int]) -> None:
-    """Refuse a size that the encoder cannot cut into whole patches.
+    """Refuse a size that the encoder cannot take.
 
     Args:
         spec: The encoder.
         resolution: (height, width), px.
 
     Raises:
-        RequestError: If a side is no positive multiple of the patch.
+        RequestError: If a side is no positive multiple of what it must be.
     """
-    patch = spec.patch_px
-    if all(side > 0 and side % patch == 0 for side in resolution):
+    if takes(spec, resolution):
         return
-    below = [max(side // patch, 1) * patch for side in resolution]
-    above = [max(-(-side // patch), 1) * patch for side in resolution]
-    nearest = dict.fromkeys(f"{height}x{width}" for height, width in (below, above))
     height, width = resolution
+    what = f"{spec.name} cannot take {height}x{width} px (height x width)"
+    if spec.fixed_px is not None:
+        raise RequestError(f"{what}: it takes {spec.fixed_px}x{spec.fixed_px} only")
+    step = spec.step_px
+    below = [max(side // step, 1) * step for side in resolution]
+    above = [max(-(-side // step), 1) * step for side in resolution]
+    nearest = dict.fromkeys(f"{h}x{w}" for h, w in (below, above))
     raise RequestError(
-        f"{spec.name} cannot take {height}x{width} px (height x width): both sides must be "
-        f"positive multiples of its {patch} px patch. Nearest that work: {' or '.join(nearest)}"
+        f"{what}: both sides must be positive multiples of {step} px. "
+        f"Nearest that work: {' or '.join(nearest)}"
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """What an encoder makes of a batch: its last block's output after the final norm.
-
-    The mean that is stored as a feature is that over the patches, registers left out.
-    """
-
-    cls: "Tensor"
-    """(batch, dim) float32."""
-    patches: "Tensor"
-    """(batch, rows, columns, dim) float32, one token a patch, from the top left."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoder:
-    """A frozen model on a device; call it with pixels."""
-
-    spec: EncoderSpec
-    weights: Weights
-    rope: RopeSource
-    """Where the RoPE periods come from: the checkpoint, or computed here and rounded or not."""
-    device: "torch.device"
-    precision: Precision
-    model: "nn.Module"
-
-    def __call__(self, pixels: "Tensor") -> Tokens:
-        """Encode a batch.
-
-        Args:
-            pixels: (batch, 3, height, width) float32, normalised by the spec's mean and std; on any
-                device.
-
-        Returns:
-            Tokens on the encoder's device.
-
-        Raises:
-            RequestError: If the pixels have another shape or dtype, or a side is no multiple of the
-                patch.
-        """
-        import torch
-
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.float32:
-            raise RequestError(
-                "pixels must be (batch, 3, height, width) float32, "
-                f"not {tuple(pixels.shape)} {pixels.dtype}"
-            )
-        height, width = pixels.shape[2:]
-        check_resolution(self.spec, (height, width))
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
-            # On by default, it would round the pixels to 11 bits in the patch embedding of "fp32".
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        ):
-            tokens = self.model.forward_features(pixels.to(self.device)).float()  # type: ignore[operator]
-        patches = tokens[:, self.spec.prefix_tokens :]
-        grid = (height // self.spec.patch_px, width // self.spec.patch_px)
-        return Tokens(cls=tokens[:, 0], patches=patches.unflatten(1, grid))
-
-
-def load_encoder(
-    spec: EncoderSpec,
-    weights: str,
-    *,
-    rope: Rope = "auto",
-    device: "torch.device | str" = "cpu",
-    precision: Precision = "fp32",
-) -> Encoder:
-    """Load an encoder with its weights, frozen and ready to be called.
+def dense_kinds(spec: EncoderSpec, layers: str) -> tuple[str, ...]:
+    """Name the kinds that `--layers` asks for.
 
     Args:
-        spec: Which encoder.
-        weights: `hub`, a path, `random[:SEED]`, or several with commas between them; see
-            `dinocache.weights.resolve_weights`.
-        rope: `auto` takes the RoPE periods from the checkpoint, or computes them and rounds them to
-            bfloat16, as the original release has them; `float32` computes and does not round.
-        device: Where it runs.
-        precision: `fp32`, or `bf16` for autocast. Weights and RoPE periods are float32 in both.
+        spec: The encoder.
+        layers: `last`, `last4` and the like, or block (stage) numbers from 0 with commas.
 
     Returns:
-        The encoder.
+        `dense` for the last layer, `dense.L05` for the sixth, in order of depth.
 
     Raises:
-        RequestError: If `weights`, `rope` or `precision` cannot be understood, or timm is missing.
-        WeightsUnavailableError: If the weights cannot be had here and now.
-        WeightsError: If they do not fit the encoder, or are damaged.
+        RequestError: If it is none of these, or there is no such layer.
     """
-    import torch
-
-    if rope not in get_args(Rope) or precision not in get_args(Precision):
+    match = _LAYERS.fullmatch(layers.strip())
+    what = "stages" if spec.pyramid else "blocks"
+    if match is None:
         raise RequestError(
-            f"rope must be one of {', '.join(get_args(Rope))} and precision one of "
-            f"{', '.join(get_args(Precision))}, not {rope!r} and {precision!r}"
+            f"--layers {layers!r}: give last, last4 (the last four), or numbers of {what} from 0 "
+            f"with commas, as 5,{spec.depth - 1}"
         )
-    found = resolve_weights(weights, hub_id=spec.hub_id, published_file=spec.published_file)
-    stored_periods = None
-    if isinstance(found, int):
-        model = _random_model(spec, found)
-        digest = tensors_sha256(model.state_dict())
-        found = Weights(name=f"random:{found}", sha256=digest, path=None)
+    if layers.strip().startswith("last"):
+        count = int(match[1] or 1)
+        numbers = list(range(spec.depth - count, spec.depth)) if count else []
     else:
-        checkpoint = read_checkpoint(found)
-        model = _model_with(spec, checkpoint, found.name)
-        stored_periods = checkpoint.periods
-    periods, rope_source = _rope_periods(spec, rope, stored_periods)
-    # In place of timm's own float32 ones. Every forward pass computes its angles from this buffer;
-    # timm would compute it anew only if the model were cast to half precision, which none is here.
-    model.rope.register_buffer("periods", periods, persistent=False)  # type: ignore[union-attr]
-    target = torch.device(device)
-    model = model.to(target).eval().requires_grad_(False)
-    return Encoder(
-        spec=spec,
-        weights=found,
-        rope=rope_source,
-        device=target,
-        precision=precision,
-        model=model,
-    )
-
-
-def _build(spec: EncoderSpec) -> "nn.Module":
-    """Build timm's model; all that the table says is passed, so that the table is the truth."""
-    try:
-        import timm
-    except ModuleNotFoundError as exc:
+        numbers = sorted({int(part) for part in layers.split(",")})
+    if not numbers or numbers[0] < 0 or numbers[-1] >= spec.depth:
         raise RequestError(
-            "encoders need timm, which is not installed: install dinocache[extract]"
-        ) from exc
-    model: nn.Module = timm.create_model(
-        spec.timm_name,
-        pretrained=False,
-        num_classes=0,
-        embed_dim=spec.dim,
-        depth=spec.depth,
-        num_heads=spec.heads,
-        patch_size=spec.patch_px,
-        num_reg_tokens=spec.prefix_tokens - 1,
-        rope_temperature=spec.rope_base,
-        # LayerScale of random weights. With the release's starting value, 1e-5, the blocks would do
-        # nothing, and cls would be the same for every image.
-        init_values=1.0,
-        use_naflex=False,  # or an environment variable would choose another implementation
-    )
-    return model
-
-
-def _random_model(spec: EncoderSpec, seed: int) -> "nn.Module":
-    import torch
-
-    # Only the CPU's generator is seeded: torch.manual_seed would also touch those of the devices.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        return _build(spec)
-
-
-def _model_with(spec: EncoderSpec, checkpoint: Checkpoint, name: str) -> "nn.Module":
-    """Build a model around a checkpoint's tensors, or say what the checkpoint is instead."""
-    import torch
-
-    with torch.device("meta"):  # initial values, which take seconds, would be overwritten
-        model = _build(spec)
-    _check_fit(spec, checkpoint, name, model)
-    model.load_state_dict(checkpoint.tensors, strict=True, assign=True)
-    return model
-
-
-def _check_fit(spec: EncoderSpec, checkpoint: Checkpoint, name: str, model: "nn.Module") -> None:
-    wanted = {key: value.shape for key, value in model.state_dict().items()}
-    found = {key: value.shape for key, value in checkpoint.tensors.items()}
-    if checkpoint.periods is not None:
-        wanted["rope_embed.periods"] = model.rope.periods.shape  # type: ignore[union-attr]
-        found["rope_embed.periods"] = checkpoint.periods.shape
-    if found == wanted:
-        return
-    misfit = f"{name} does not fit {spec.name} ({spec.dim} wide, {spec.depth} blocks)"
-    size = (checkpoint.dim, checkpoint.depth)
-    if size != (spec.dim, spec.depth):
-        alike = [other.name for other in ENCODERS if (other.dim, other.depth) == size]
-        looks = f"looks like {alike[0]}" if alike else "not a known encoder"
-        way_out = f"Ask for {alike[0]}, or pass" if alike else "Pass"
-        raise WeightsError(
-            f"{misfit}: it is {size[0]} wide, {size[1]} blocks: {looks}. {way_out} other --weights"
+            f"--layers {layers!r}: {spec.name} has {spec.depth} {what}, numbered 0 to "
+            f"{spec.depth - 1}"
         )
-    odd = sorted(key for key in found | wanted if found.get(key) != wanted.get(key))
-    raise WeightsError(
-        f"{misfit}: it is as wide and as deep, but {len(odd)} of its tensors are missing, "
-        f"unknown or of another shape, first {', '.join(odd[:3])}. Pass other --weights"
-    )
+    return tuple("dense" if n == spec.depth - 1 else f"dense.L{n:02d}" for n in numbers)
 
 
-def _rope_periods(
-    spec: EncoderSpec, rope: Rope, stored: "Tensor | None"
-) -> "tuple[Tensor, RopeSource]":
-    """Choose the RoPE periods, (head_dim / 4,) float32.
+def extracted_kinds(
+    spec: EncoderSpec, asked: tuple[str, ...] | None, defaults: tuple[str, ...], layers: str | None
+) -> tuple[str, ...]:
+    """Settle which kinds an extraction is about.
 
-    The original release carries its periods rounded to bfloat16; timm and transformers compute them
-    in float32, which moves features by up to 3e-3.
+    Args:
+        spec: The encoder.
+        asked: What a person said; None for nothing.
+        defaults: What holds then: the store's or the dataset's. The vectors among the dataset's
+            stand for all that the encoder has.
+        layers: As for `dense_kinds`; replaces `dense`. None for nothing said.
 
-    References:
-        facebookresearch/dinov3 6876159, `dinov3/layers/rope_position_encoding.py`.
+    Returns:
+        Kinds, unordered.
+
+    Raises:
+        RequestError: If the encoder has none of what was asked for.
     """
-    import torch
-
-    if rope == "auto" and stored is not None:
-        return stored, "checkpoint"
-    quarter = spec.dim // spec.heads // 4
-    periods = spec.rope_base ** (torch.arange(quarter, dtype=torch.float32) / quarter)
-    if rope == "float32":
-        return periods, "float32"
-    return periods.bfloat16().float(), "bfloat16"
+    kinds = asked
+    if kinds is None:
+        of_rows = ("cls", "mean", "embed")
+        vectors = spec.vectors or ("dense",)
+        kinds = tuple(k for d in defaults for k in (vectors if d in of_rows else (d,)))
+    if layers is not None:
+        kinds = (*(k for k in kinds if not k.startswith("dense")), *dense_kinds(spec, layers))
+    last = f"dense.L{spec.depth - 1:02d}"
+    kinds = tuple(dict.fromkeys("dense" if k == last else k for k in kinds))
+    for kind in kinds:
+        if kind.startswith("dense.L"):
+            dense_kinds(spec, kind.removeprefix("dense.L"))
+        elif kind in ("cls", "mean", "embed") and kind not in spec.vectors:
+            raise RequestError(f"{spec.name} has no {kind!r}; it has {', '.join(spec.kinds)}")
+    return kinds

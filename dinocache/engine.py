@@ -18,19 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocache.errors import ItemError
-from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, ROW_KINDS
+from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, is_row_kind
 from dinocache.plan import Segment, Unit
 from dinocache.progress import Progress
 from dinocache.readers import Geometry, Pixels, Reader
 from dinocache.records import Failure, Record, StoredObject
 from dinocache.store import FeatureStore
-from dinocache.transforms import Preprocess, value_range
+from dinocache.transforms import Preprocess, window_range
 from dinocache.writer import StoreWriter
 
 if TYPE_CHECKING:
     import torch
 
-    from dinocache.encoders import Encoder
+    from dinocache.inference import Encoder
 
 __all__ = ["Engine", "Source", "UnitWork", "close_segment"]
 
@@ -76,6 +76,7 @@ class _Piece:
     position: int
     n_rows: int
     rows: list[Pixels] | None
+    window: tuple[float, float]
     geometry: Geometry
     mask: npt.NDArray[np.integer[Any]] | None
     reason: str | None
@@ -121,6 +122,7 @@ class Engine:
         header = writer.store.header
         self._batch = header.grid.batch
         self._prepare = Preprocess(header.recipe.input, encoder.device)
+        self._by_item = encoder.spec.network == "volume"
 
     def run(self, work: Sequence[UnitWork]) -> None:
         """Do some units; returns when all are committed.
@@ -163,11 +165,12 @@ class Engine:
         self, segment: Segment, item: int, offset: int, n_rows: int, kinds: Sequence[str]
     ) -> _Piece:
         item_id = segment.item_ids[item]
-        rows, reason, geometry = None, None, Geometry()
+        rows, reason, window, geometry = None, None, (0.0, 1.0), Geometry()
         try:
             read = self.source.reader.read(
                 self.source.data / self.source.paths[item_id], offset, offset + n_rows
             )
+            window = self._window(read.rows, whole=n_rows == segment.item_rows[item])
             rows, geometry = read.rows, read.geometry
         except ItemError as exc:
             reason = str(exc)
@@ -183,17 +186,27 @@ class Engine:
             position=segment.item_start + item,
             n_rows=n_rows,
             rows=rows,
+            window=window,
             geometry=geometry,
             mask=mask,
             reason=reason,
             mask_reason=mask_reason,
         )
 
+    def _window(self, rows: Sequence[Pixels], *, whole: bool) -> tuple[float, float]:
+        recipe = self._prepare.recipe
+        if not whole and (recipe.window.mode == "min-max" or self._by_item):
+            raise ItemError(
+                "it is shared by several units, but its window or its encoder needs all of its "
+                "rows together; give it fewer rows"
+            )
+        return window_range(recipe, rows)
+
     # A unit
 
     def _do_unit(self, work: UnitWork, pieces: Iterator[_Piece], writing: "_WritingThread") -> None:
         gathered = {kind: _Committing() for kind in work.kinds}
-        row_kinds = [kind for kind in work.kinds if kind in ROW_KINDS]
+        row_kinds = [kind for kind in work.kinds if is_row_kind(kind)]
         blocks = {
             k: _RowBlocks(self.writer.layout(k).file_rows, work.unit.row_start) for k in row_kinds
         }
@@ -219,10 +232,13 @@ class Engine:
                     )
             for index in range(piece.n_rows):
                 # A failed row keeps its place, so that its neighbours' batch stays as planned.
-                batch.append(None if piece.rows is None else self._prepare(piece.rows[index]))
+                decoded = None if piece.rows is None else piece.rows[index]
+                batch.append(None if decoded is None else self._prepare(decoded, piece.window))
                 owners.append(piece.item_id)
-                if len(batch) == self._batch:
+                if len(batch) == self._batch and not self._by_item:
                     encode()
+            if batch and self._by_item:
+                encode()
         if batch:
             encode()
         for kind, rows in blocks.items():
@@ -240,16 +256,16 @@ class Engine:
         """Encode one batch; rows whose features cannot be kept become NaN and failures."""
         import torch
 
-        height, width = self._prepare.recipe.resolution
-        empty = torch.zeros((3, height, width), device=self.encoder.device)
         present = [row is not None for row in batch]
+        values: dict[str, torch.Tensor] = {}
         if any(present):
-            tokens = self.encoder(torch.stack([empty if row is None else row for row in batch]))
-            values = {
-                "cls": tokens.cls,
-                "mean": tokens.patches.mean((1, 2)),
-                "dense": tokens.patches,
-            }
+            recipe = self._prepare.recipe
+            empty = torch.zeros((recipe.channels, *recipe.resolution), device=self.encoder.device)
+            rows = [empty if row is None else row for row in batch]
+            if self.encoder.compiled:  # for one shape, which the last batch of a unit keeps
+                rows += [empty] * (self._batch - len(rows))
+            found = self.encoder(torch.stack(rows), kinds)
+            values = {kind: features[: len(batch)] for kind, features in found.items()}
         encoded = {}
         for kind in kinds:
             if not any(present):
@@ -286,7 +302,7 @@ class Engine:
             attributes: dict[str, Any] = vars(piece.geometry).copy()
             array: npt.NDArray[Any] = np.stack(piece.rows, axis=1)
             if kind == "image":
-                attributes["value_range"] = list(value_range(piece.rows[0]))
+                attributes["value_range"] = list(piece.window)
             elif piece.mask is not None:
                 array = piece.mask[None]
             write = partial(self._write_native, gathering, kind, piece.position, array, attributes)

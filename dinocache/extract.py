@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dinocache.cost import gflop
 from dinocache.engine import UnitWork, close_segment
 from dinocache.errors import RecipeMismatchError, TableError
 from dinocache.items import same_labels
@@ -55,6 +56,9 @@ class Forecast:
         units_missing: Units that are not done for every kind.
         n_bytes: Kind -> bytes of its array when done; images and masks are not counted.
         free_bytes: On the disk of the store's root.
+        gflop: 1e9 operations of one row; None where it is not known.
+        batch: Rows that pass through the encoder together.
+        suggested_batch: A better one for the device at hand; None if that is as good.
     """
 
     path: Path
@@ -64,6 +68,9 @@ class Forecast:
     units_missing: int
     n_bytes: dict[str, int]
     free_bytes: int
+    gflop: float | None
+    batch: int
+    suggested_batch: int | None
 
 
 def extract(request: ExtractRequest, progress: Progress | None = None) -> Outcome:
@@ -151,6 +158,9 @@ def dry_run(request: ExtractRequest) -> Forecast:
         units_missing=len(missing & units),
         n_bytes=sizes,
         free_bytes=shutil.disk_usage(_existing_parent(job.path)).free,
+        gflop=gflop(job.spec, job.resolution),
+        batch=grid.batch,
+        suggested_batch=None if store else job.better_batch(grid),
     )
 
 

@@ -1,9 +1,10 @@
 """One extraction, settled: which items, which recipe, which store; or why not."""
 
 import datetime
+import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from dinocache import __version__
-from dinocache.encoders import EncoderSpec, check_resolution, encoder_spec, load_encoder
+from dinocache.cost import default_batch
+from dinocache.devices import can_compile, choose_device, device_memory
+from dinocache.encoders import EncoderSpec, check_resolution, extracted_kinds
 from dinocache.engine import Engine, Source, UnitWork
 from dinocache.errors import ItemError, RecipeMismatchError, RequestError, WeightsError
 from dinocache.items import check_name, same_labels
 from dinocache.layout import FORMAT, HEADER, check_kinds
+from dinocache.libraries import find_encoder
 from dinocache.manifest import Dataset, find_dataset
 from dinocache.plan import Grid, make_grid
 from dinocache.progress import Progress
@@ -25,7 +29,10 @@ from dinocache.recipe import (
     InputRecipe,
     ReaderRecipe,
     Recipe,
+    ResizeRecipe,
     WeightsRecipe,
+    WindowRecipe,
+    model_folder,
     resolution_name,
 )
 from dinocache.records import Execution, Header
@@ -33,13 +40,18 @@ from dinocache.store import FeatureStore
 from dinocache.writer import StoreWriter, create_store
 
 if TYPE_CHECKING:
-    from dinocache.encoders import Encoder
+    from dinocache.inference import Encoder
 
-__all__ = ["NO_WEIGHTS", "ExtractRequest", "Job", "made_by", "parse_resolution"]
+__all__ = [
+    "NO_WEIGHTS",
+    "ExtractRequest",
+    "Job",
+    "made_by",
+    "parse_resolution",
+    "parse_window",
+]
 
 DEFAULT_MODEL = "dinov3-s"
-_TOKENS_A_BATCH = 1 << 14
-"""Bounds the memory of a batch: 64 rows of 256 px, 16 of 512."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +66,16 @@ class ExtractRequest:
     resolution: tuple[int, int] | None = None
     variant: str = ""
     features: tuple[str, ...] | None = None
+    layers: str | None = None
+    resize: Literal["squash", "pad", "crop"] | None = None
+    arithmetic: Literal["float32", "uint8"] | None = None
+    window: WindowRecipe | None = None
     weights: str | None = None
     rope: Literal["auto", "float32"] | None = None
     device: str = "auto"
     any_device: bool = False
     precision: Literal["fp32", "bf16"] | None = None
+    compiled: bool | None = None
     batch: int | None = None
     unit_rows: int | None = None
     workers: int | None = None
@@ -86,6 +103,32 @@ def parse_resolution(text: str | int) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def parse_window(text: str) -> WindowRecipe:
+    """Read `full-range`, `min-max`, or `LOW:HIGH` in stored values.
+
+    Args:
+        text: As a person gives it.
+
+    Returns:
+        The window.
+
+    Raises:
+        RequestError: If it is none of these, or LOW is not below HIGH.
+    """
+    if text in ("full-range", "min-max"):
+        return WindowRecipe(mode=text)
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise RequestError(
+            f"--window {text!r}: give full-range, min-max, or LOW:HIGH in stored values, as "
+            "-1000:1000"
+        )
+    return WindowRecipe(mode="range", low=low, high=high)
+
+
 NO_WEIGHTS = WeightsRecipe(name="", sha256="")
 """For a forecast, whose recipe is thrown away."""
 
@@ -102,7 +145,7 @@ class Job:
 
     def __post_init__(self) -> None:
         request = self.request
-        self.spec = encoder_spec(request.model)
+        self.spec = find_encoder(request.model)
         self.dataset = find_dataset(request.dataset, data=request.data, name=request.name)
         defaults = self.dataset.extract
         self.reader: Reader = make_reader(defaults.reader, defaults.options)
@@ -111,10 +154,12 @@ class Job:
         folder = resolution_name(self.resolution)
         if request.variant:
             folder += f"-{check_name(request.variant, '--variant')}"
-        self.path = request.root / self.dataset.name / self.spec.name / folder
+        self.path = request.root / self.dataset.name / model_folder(self.spec.name) / folder
         self.store = FeatureStore(self.path) if (self.path / HEADER).exists() else None
+        stored = self.store.kinds if self.store else ()
+        asked = check_kinds(request.features) if request.features else stored or None
         self.features = check_kinds(
-            request.features or (self.store.kinds if self.store else ()) or defaults.features
+            extracted_kinds(self.spec, asked, defaults.features, request.layers)
         )
         if "mask" in self.features and "mask" not in self.dataset.table:
             raise RequestError(
@@ -139,32 +184,49 @@ class Job:
         return self.store
 
     def recipe_of(
-        self, weights: WeightsRecipe, rope: Literal["checkpoint", "bfloat16", "float32"]
+        self, weights: WeightsRecipe, rope: Literal["checkpoint", "bfloat16", "float32"] | None
     ) -> Recipe:
-        """Put together the recipe of a new store."""
+        """Put together what is asked for; what is not said is as an existing store has it."""
+        spec = self.spec
         return Recipe(
             encoder=EncoderRecipe(
-                name=self.spec.name,
-                dim=self.spec.dim,
-                patch_px=self.spec.patch_px,
+                name=spec.name,
                 weights=weights,
                 rope=rope,
+                vectors=spec.vectors,
+                dim=spec.dim,
+                patch_px=spec.patch_px,
+                depth=spec.depth,
+                pyramid=spec.pyramid,
+                embed_dim=spec.embed_dim,
             ),
-            input=InputRecipe(resolution=self.resolution, mean=self.spec.mean, std=self.spec.std),
+            input=InputRecipe(
+                resolution=self.resolution,
+                channels=spec.channels,
+                window=self._window(),
+                resize=self._resize(),
+                mean=spec.mean,
+                std=spec.std,
+            ),
             reader=ReaderRecipe(name=self.reader.name, options=self.reader.options),
             precision=self._precision(),
         )
 
     def new_grid(self) -> Grid:
         """Choose the grid of a new store."""
-        height, width = self.resolution
-        tokens = height * width // self.spec.patch_px**2
-        fits = max(1, _TOKENS_A_BATCH // tokens)
-        batch = (
-            self.request.batch if self.request.batch is not None else 1 << (fits.bit_length() - 1)
-        )
+        asked = self.request.batch
+        batch = default_batch(self.spec, self.resolution) if asked is None else asked
         rows = [rows for _, rows in self.count_rows()]
-        return make_grid(rows, unit_rows=self.request.unit_rows, batch=batch)
+        grid = make_grid(rows, unit_rows=self.request.unit_rows, batch=batch)
+        # No pass is larger than a unit.
+        return grid if asked else replace(grid, batch=min(batch, grid.unit_rows))
+
+    def better_batch(self, grid: Grid) -> int | None:
+        """Suggest a batch for the device at hand; None if the grid's is as good."""
+        memory = device_memory(self.device)
+        better = default_batch(self.spec, self.resolution, memory_bytes=memory)
+        better = min(better, grid.unit_rows)
+        return None if better == grid.batch else better
 
     def count_rows(self) -> list[tuple[str, int]]:
         """Count each item's rows; one that cannot be opened gets one, and fails when read."""
@@ -181,6 +243,8 @@ class Job:
 
     def load_encoder(self, weights: str) -> "Encoder":
         """Load the encoder once."""
+        from dinocache.inference import load_encoder
+
         if self.encoder is None:
             self.encoder = load_encoder(
                 self.spec,
@@ -188,34 +252,41 @@ class Job:
                 rope=self._rope(),
                 device=self.device,
                 precision=self._precision(),
+                compiled=self._compiled(),
             )
         return self.encoder
 
     @property
     def device(self) -> str:
-        """The device asked for; `auto` is the first of cuda, mps, cpu that is there."""
-        import torch
+        """The device asked for."""
+        return choose_device(self.request.device)
 
-        asked = self.request.device
-        if asked == "auto":
-            if torch.cuda.is_available():
-                return "cuda"
-            return "mps" if torch.backends.mps.is_available() else "cpu"
-        try:
-            device = torch.device(asked)
-            missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-            kind = "" if missing else device.type
-        except RuntimeError:
-            kind = ""
-        there = {
-            "cpu": True,
-            "cuda": torch.cuda.is_available(),
-            "mps": torch.backends.mps.is_available(),
-        }
-        if not there.get(kind, False):
-            have = ", ".join(k for k, is_there in there.items() if is_there)
-            raise RequestError(f"--device {asked}: this machine has {have}; 'auto' chooses")
-        return asked
+    def _window(self) -> WindowRecipe:
+        if self.request.window:
+            return self.request.window
+        if self.store:
+            return self.store.header.recipe.input.window
+        return WindowRecipe(mode=self.spec.window)
+
+    def _resize(self) -> ResizeRecipe:
+        if self.store:
+            known = self.store.header.recipe.input.resize
+        else:
+            known = ResizeRecipe(filter=self.spec.filter)
+        mode = self.request.resize or known.mode
+        return ResizeRecipe(
+            mode=mode,
+            crop_pct=self.spec.crop_pct if mode == "crop" else None,
+            filter=known.filter,
+            arithmetic=self.request.arithmetic or known.arithmetic,
+        )
+
+    def _compiled(self) -> bool:
+        if self.store:
+            return self.store.header.execution.compiled
+        if self.request.compiled is None:
+            return can_compile(self.device) and self.spec.network != "volume"
+        return self.request.compiled
 
     def _rope(self) -> Literal["auto", "float32"]:
         if self.request.rope:
@@ -242,7 +313,11 @@ class Job:
             recipe=recipe,
             digest=recipe.digest,
             grid=self.new_grid(),
-            execution=Execution(device=self.device.split(":")[0], threads=torch.get_num_threads()),
+            execution=Execution(
+                device=self.device.split(":")[0],
+                threads=torch.get_num_threads(),
+                compiled=encoder.compiled,
+            ),
             provenance={
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "platform": platform.platform(terse=True),
@@ -267,7 +342,9 @@ class Job:
             self._check_recipe(store, encoder)
             return
         weights = stored.weights
-        rope = "float32" if self.request.rope == "float32" else stored.rope
+        rope = stored.rope
+        if rope is not None and self.request.rope == "float32":
+            rope = "float32"
         if self.request.rope == "auto" and stored.rope == "float32":
             rope = "bfloat16"
         self._compare(store, self.recipe_of(weights, rope))
@@ -287,6 +364,9 @@ class Job:
         ):
             if theirs is not None and theirs != ours:
                 differences.append(f"{option}: {ours} in the store, {theirs} asked for")
+        asked = self.request.compiled
+        if asked not in (None, store.header.execution.compiled):
+            differences.append(f"--compile: {not asked} in the store, {asked} asked for")
         if differences:
             raise RecipeMismatchError(
                 f"{self.path} was made by another recipe ({'; '.join(differences)}). Leave those "

@@ -5,6 +5,8 @@ are the same bytes whatever its version, and `verify` can compare them.
 """
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,6 @@ from dinocache.plan import Grid
 from dinocache.recipe import Recipe
 
 __all__ = [
-    "ALL_KINDS",
     "FEATURES",
     "FORMAT",
     "HEADER",
@@ -22,7 +23,6 @@ __all__ = [
     "NATIVE",
     "NATIVE_KINDS",
     "PLANS",
-    "ROW_KINDS",
     "SEALED",
     "UNITS",
     "VECTOR_KINDS",
@@ -31,12 +31,14 @@ __all__ = [
     "array_layout",
     "check_kinds",
     "group_document",
+    "is_row_kind",
+    "layer_number",
     "native_document",
     "record_name",
     "stored_kinds",
 ]
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "store.json"
 PLANS = "plans"
 UNITS = "units"
@@ -44,11 +46,10 @@ FEATURES = "features.zarr"
 NATIVE = "native.zarr"
 SEALED = "sealed.json"
 
-VECTOR_KINDS = ("cls", "mean")
-ROW_KINDS = (*VECTOR_KINDS, "dense")
+VECTOR_KINDS = ("cls", "mean", "embed")
 NATIVE_KINDS = ("image", "mask")
-ALL_KINDS = (*ROW_KINDS, *NATIVE_KINDS)
 ITEM_PREFIX = "item_"
+_LAYER = re.compile(r"dense\.L(\d\d)")
 
 _MAX_SHARD_BYTES = 128 << 20
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -89,23 +90,38 @@ class ArrayLayout:
         return f"{FEATURES}/{self.kind}/{name}"
 
 
-def check_kinds(kinds: tuple[str, ...]) -> tuple[str, ...]:
+def layer_number(kind: str) -> int | None:
+    """Give the layer, from 0, of a kind like `dense.L05`; None for any other kind."""
+    match = _LAYER.fullmatch(kind)
+    return int(match[1]) if match else None
+
+
+def is_row_kind(kind: str) -> bool:
+    """Tell whether a kind is made of each row: a vector, or a map of some layer."""
+    return kind in VECTOR_KINDS or kind == "dense" or layer_number(kind) is not None
+
+
+def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
     """Let through kinds that can be extracted, each once, in the usual order.
 
     Args:
         kinds: As a person gave them.
 
     Returns:
-        The same, ordered.
+        Vectors, maps from the first layer to the last, the item's own grid.
 
     Raises:
         RequestError: If one is unknown or there is none.
     """
-    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
-    if unknown or not kinds:
+    given = list(kinds)
+    unknown = [k for k in given if not is_row_kind(k) and k not in NATIVE_KINDS]
+    if unknown or not given:
         named = ", ".join(repr(k) for k in unknown) or "nothing"
-        raise RequestError(f"--features: {named}; choose from {', '.join(ALL_KINDS)}")
-    return tuple(kind for kind in ALL_KINDS if kind in kinds)
+        choices = ", ".join((*VECTOR_KINDS, "dense", "dense.L05 and the like", *NATIVE_KINDS))
+        raise RequestError(f"--features: {named}; choose from {choices}")
+    layers = sorted({k for k in given if layer_number(k) is not None})
+    order = (*VECTOR_KINDS, *layers, "dense", *NATIVE_KINDS)
+    return tuple(kind for kind in order if kind in given)
 
 
 def array_layout(kind: str, recipe: Recipe, grid: Grid) -> ArrayLayout:
@@ -119,8 +135,10 @@ def array_layout(kind: str, recipe: Recipe, grid: Grid) -> ArrayLayout:
     Returns:
         Its layout.
     """
-    dim, patch = recipe.encoder.dim, recipe.encoder.patch_px
-    if kind.startswith(ITEM_PREFIX):
+    encoder = recipe.encoder
+    of_row = kind.removeprefix(ITEM_PREFIX)
+    dim = encoder.embed_dim or encoder.dim if of_row == "embed" else encoder.dim
+    if kind != of_row:
         return ArrayLayout(
             kind=kind, axis="item", tail=(dim,), dtype="float32", file_rows=grid.item_chunk_rows
         )
@@ -128,6 +146,7 @@ def array_layout(kind: str, recipe: Recipe, grid: Grid) -> ArrayLayout:
         return ArrayLayout(
             kind=kind, axis="row", tail=(dim,), dtype="float16", file_rows=grid.chunk_rows
         )
+    patch, dim = encoder.layer_shape(layer_number(kind))
     height, width = recipe.input.resolution
     tail = (height // patch, width // patch, dim)
     map_bytes = tail[0] * tail[1] * tail[2] * 2
@@ -214,8 +233,15 @@ def stored_kinds(path: Path) -> tuple[str, ...]:
     Returns:
         Kinds whose arrays exist, in the usual order; item kinds are not listed.
     """
-    folders = {kind: NATIVE if kind in NATIVE_KINDS else FEATURES for kind in ALL_KINDS}
-    return tuple(k for k, folder in folders.items() if (path / folder / k / "zarr.json").exists())
+    found = [
+        folder.name
+        for group in (FEATURES, NATIVE)
+        if (path / group).is_dir()
+        for folder in (path / group).iterdir()
+        if (is_row_kind(folder.name) or folder.name in NATIVE_KINDS)
+        and (folder / "zarr.json").exists()
+    ]
+    return check_kinds(found) if found else ()
 
 
 def _array(

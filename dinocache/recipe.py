@@ -5,6 +5,7 @@ two different runs share a store.
 """
 
 import hashlib
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +20,8 @@ __all__ = [
     "Recipe",
     "ResizeRecipe",
     "WeightsRecipe",
+    "WindowRecipe",
+    "model_folder",
     "resolution_name",
 ]
 
@@ -42,21 +45,48 @@ class WeightsRecipe(_Part):
 
 
 class EncoderRecipe(_Part):
-    """The frozen model."""
+    """The frozen model, and the shapes of what it gives."""
 
     name: str
+    weights: WeightsRecipe
+    rope: Literal["checkpoint", "bfloat16", "float32"] | None
+    vectors: tuple[str, ...]
     dim: int
     patch_px: int
-    weights: WeightsRecipe
-    rope: Literal["checkpoint", "bfloat16", "float32"]
+    depth: int
+    pyramid: tuple[tuple[int, int], ...] = ()
+    embed_dim: int | None = None
+
+    def layer_shape(self, layer: int | None) -> tuple[int, int]:
+        """Give (patch_px, dim) of a layer's map; None is the last layer."""
+        if layer is None:
+            return self.patch_px, self.dim
+        if layer >= self.depth:
+            raise StoreDamagedError(f"{self.name} has no layer {layer}: it has {self.depth}")
+        return self.pyramid[layer] if self.pyramid else (self.patch_px, self.dim)
+
+
+class WindowRecipe(_Part):
+    """Which values become 0 and 1: all that the type has, an item's own least and most, or two."""
+
+    mode: Literal["full-range", "min-max", "range"] = "full-range"
+    low: float | None = None
+    high: float | None = None
 
 
 class ResizeRecipe(_Part):
-    """How an image comes to the resolution; `clamp` cuts what bicubic overshoots [0, 1]."""
+    """How an image comes to the resolution.
 
-    mode: Literal["squash"] = "squash"
-    filter: Literal["bicubic"] = "bicubic"
+    `squash` lets the aspect ratio go; `pad` fits it in and fills with 0 around it; `crop` covers
+    the resolution divided by `crop_pct` and keeps the centre. `clamp` cuts what bicubic overshoots
+    [0, 1].
+    """
+
+    mode: Literal["squash", "pad", "crop"] = "squash"
+    crop_pct: float | None = None
+    filter: Literal["bicubic", "bilinear"] = "bicubic"
     antialias: Literal[True] = True
+    arithmetic: Literal["float32", "uint8"] = "float32"
     clamp: Literal[True] = True
 
 
@@ -64,7 +94,8 @@ class InputRecipe(_Part):
     """What happens between the reader and the encoder."""
 
     resolution: tuple[int, int]
-    window: Literal["full-range"] = "full-range"
+    channels: Literal[1, 3] = 3
+    window: WindowRecipe = WindowRecipe()
     resize: ResizeRecipe = ResizeRecipe()
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -127,6 +158,11 @@ class Recipe(_Part):
                 f"{name}: recipe field {field!r} is not one that this version of dinocache knows "
                 f"({exc.errors()[0]['msg']}); a newer version may read it"
             ) from exc
+
+
+def model_folder(name: str) -> str:
+    """Name an encoder as folders do: what is no letter, digit or one of `_.+-` becomes `-`."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name)
 
 
 def resolution_name(resolution: tuple[int, int]) -> str:

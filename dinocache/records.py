@@ -28,6 +28,7 @@ class Execution(_Part):
 
     device: str
     threads: int
+    compiled: bool
 
 
 class Header(_Part):
@@ -56,10 +57,11 @@ class Header(_Part):
         Raises:
             StoreDamagedError: If it is of another format version, or not one.
         """
-        if body.get("format") != FORMAT:
+        if (found := body.get("format")) != FORMAT:
+            older = isinstance(found, int) and found < FORMAT
+            way_out = "Extract it again." if older else "Upgrade dinocache to read it."
             raise StoreDamagedError(
-                f"{name} says format {body.get('format')!r}; this version of dinocache reads "
-                f"{FORMAT}. Upgrade dinocache to read it."
+                f"{name} says format {found!r}; this version of dinocache reads {FORMAT}. {way_out}"
             )
         Recipe.from_body(body.get("recipe"), name)
         return _validated(cls, body, name)

@@ -194,7 +194,7 @@ class FeatureStore:
         """Read one vector an item: the mean over its rows.
 
         Args:
-            kind: `cls` or `mean`.
+            kind: `cls`, `mean` or `embed`.
 
         Returns:
             (ids, (n_items, dim) float32), in order of the item table; items that failed are left
@@ -206,6 +206,7 @@ class FeatureStore:
         """
         item_kind = f"{ITEM_PREFIX}{kind}"
         self._require(kind, [w for w in self.missing([kind]) if w.kind == item_kind])
+        dim = array_layout(item_kind, self.header.recipe, self.header.grid).tail[0]
         where: dict[str, tuple[int, int]] = {}
         blocks = []
         for index, segment in enumerate(self.segments):
@@ -213,14 +214,14 @@ class FeatureStore:
             absent = record.absent if record else frozenset()
             self._check_objects(segment.closing_name, item_kind)
             if len(absent) == len(segment.item_ids):
-                blocks.append(np.empty((0, self.header.recipe.encoder.dim), np.float32))
+                blocks.append(np.empty((0, dim), np.float32))
                 continue
             blocks.append(self._array(item_kind).read(segment.item_start, segment.item_stop))
             for position, item_id in enumerate(segment.item_ids):
                 if item_id not in absent:
                     where[item_id] = index, position
         ids = [str(i) for i in self.items["item_id"] if i in where]
-        vectors = np.empty((len(ids), self.header.recipe.encoder.dim), np.float32)
+        vectors = np.empty((len(ids), dim), np.float32)
         segments = np.array([where[i][0] for i in ids], np.intp)
         positions = np.array([where[i][1] for i in ids], np.intp)
         for index, block in enumerate(blocks):
@@ -232,7 +233,7 @@ class FeatureStore:
         """Read the rows of one item.
 
         Args:
-            kind: `cls`, `mean` or `dense`.
+            kind: `cls`, `mean`, `embed`, `dense`, `dense.L05`.
             item_id: Which item.
 
         Returns:

@@ -10,6 +10,8 @@ from dinocache.errors import DinocacheError
 
 __all__ = ["echo_json", "run"]
 
+_OF_EXTRACTION = ("PIL", "huggingface_hub", "open_clip", "psutil", "timm", "torchvision")
+
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
     """Run a command line.
@@ -30,7 +32,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
     except ModuleNotFoundError as exc:
-        if (exc.name or "").split(".")[0] not in ("PIL", "huggingface_hub", "timm", "torchvision"):
+        if (exc.name or "").split(".")[0] not in _OF_EXTRACTION:
             raise
         print(
             f"error: {exc.name} is not installed: extraction needs `pip install "

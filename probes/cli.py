@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dinocache.recipe import model_folder
 from dinocache.terminal import echo_json, run
 
 if TYPE_CHECKING:
@@ -43,7 +44,13 @@ def fit(
             "or knn (cosine, k=20)."
         ),
     ] = "linear",
-    features: Annotated[str, typer.Option(help="cls, mean, or cls,mean (concatenated).")] = "cls",
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="cls, mean, embed, or several with commas (concatenated). Default: the one that "
+            "the encoder's publisher uses."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of the head, as lr=0.01; may be given again."),
@@ -100,7 +107,7 @@ def fit(
         store=store,
         targets=_parts(target),
         head=head,
-        features=_parts(features),
+        features=None if features is None else _parts(features),
         settings=settings,
         positive=positive,
         split=split,
@@ -159,7 +166,8 @@ def _default_folder(request: "FitRequest", result: "Result") -> Path:
         "".join(c if c.isalnum() or c in "._-" else "_" for c in t) for t in request.targets
     )
     name = (
-        f"{store.model}-{store.resolution}{variant}-{'+'.join(result.features)}-{result.head.name}"
+        f"{model_folder(store.model)}-{store.resolution}{variant}-{'+'.join(result.features)}-"
+        f"{result.head.name}"
     )
     return Path("runs") / store.dataset / target[:100] / name
 

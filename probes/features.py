@@ -9,11 +9,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinocache.errors import StoreIncompleteError
+from dinocache.layout import VECTOR_KINDS
 from dinocache.recipe import resolution_name
 from dinocache.store import FeatureStore
 from probes.runs import StoreOrigin
 
-__all__ = ["ItemFeatures", "first_dense_item", "load_item_features", "store_facts"]
+__all__ = ["VECTORS", "ItemFeatures", "first_dense_item", "load_item_features", "store_facts"]
+
+VECTORS = VECTOR_KINDS
+"""Kinds of which an item has one vector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +26,26 @@ class ItemFeatures:
 
     Attributes:
         x: (n_items, dim) float32.
+        kinds: Of the vectors that stand in a row of x, in this order.
         items: (n_items, columns) table in the same order.
         failed: Ids of items whose extraction failed -> why; they are in neither.
         store: Where they come from.
     """
 
     x: npt.NDArray[np.float32]
+    kinds: tuple[str, ...]
     items: pd.DataFrame
     failed: dict[str, str]
     store: StoreOrigin
 
 
-def load_item_features(path: Path, kinds: Sequence[str]) -> ItemFeatures:
+def load_item_features(path: Path, kinds: Sequence[str] | None) -> ItemFeatures:
     """Read one vector an item from a store.
 
     Args:
         path: The store's folder.
-        kinds: `cls`, `mean`, or both, concatenated in this order.
+        kinds: Of `VECTORS`, concatenated in this order; None takes the one that the encoder's
+            publisher uses, or the next that the store has.
 
     Returns:
         Features and labels; an item that failed in one kind is left out.
@@ -47,11 +54,15 @@ def load_item_features(path: Path, kinds: Sequence[str]) -> ItemFeatures:
         StoreError: If the store is missing, incomplete or damaged.
     """
     store = FeatureStore(path)
+    if kinds is None:
+        of_encoder = store.header.recipe.encoder.vectors
+        kinds = [k for k in of_encoder if k in store.kinds][:1] or ["cls"]
     read = [store.item_vectors(kind) for kind in kinds]
     common = set[str].intersection(*(set(ids) for ids, _ in read))
     blocks = [block[[i in common for i in ids]] for ids, block in read]
     items = store.items[store.items["item_id"].isin(common)].reset_index(drop=True)
     return ItemFeatures(
+        kinds=tuple(kinds),
         x=blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1),
         items=items,
         failed={f.item_id: f.failure.reason for f in store.failures() if f.item_id not in common},
@@ -86,7 +97,7 @@ def first_dense_item(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDAr
     image, attributes = store.native("image", item_id)
     middle = len(maps) // 2
     low, high = attributes["value_range"]
-    picture = (image[:, middle].astype(np.float32) - low) / (high - low)
+    picture = np.clip((image[:, middle].astype(np.float32) - low) / (high - low), 0, 1)
     shown = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
     return item_id, maps[middle].astype(np.float32), shown
 

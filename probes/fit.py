@@ -14,7 +14,7 @@ import pandas as pd
 
 from dinocache import __version__
 from dinocache.errors import ProbeError, RequestError
-from probes.features import ItemFeatures, load_item_features
+from probes.features import VECTORS, ItemFeatures, load_item_features
 from probes.heads import HEADS, Head, Setting, make_head
 from probes.heads.knn import KnnHead
 from probes.metrics.classification import METRICS, Metric, evaluate
@@ -36,7 +36,7 @@ class FitRequest:
     store: Path
     targets: tuple[str, ...]
     head: str = "linear"
-    features: tuple[str, ...] = ("cls",)
+    features: tuple[str, ...] | None = None
     settings: Mapping[str, Setting] | None = None
     positive: str | None = None
     split: str | None = None
@@ -102,7 +102,7 @@ def fit(request: FitRequest) -> Fit:
     result = Result(
         task=TaskFacts(targets=request.targets, kind=targets.kind, classes=targets.classes),
         head=HeadFacts(name=request.head, settings=_make(request, seeds[0]).get_params()),
-        features=request.features,
+        features=loaded.kinds,
         store=loaded.store,
         split=split,
         seeds=seeds,
@@ -134,12 +134,13 @@ def _check_request(request: FitRequest) -> None:
         raise RequestError(f"--head {request.head!r}: choose from {', '.join(HEADS)}")
     if not request.targets:
         raise RequestError("--target: name at least one column")
-    for option, given in (("--target", request.targets), ("--features", request.features)):
+    features = request.features or ()
+    for option, given in (("--target", request.targets), ("--features", features)):
         if len(set(given)) < len(given):
             raise RequestError(f"{option} {','.join(given)!r}: give each once")
-    unknown = [k for k in request.features if k not in ("cls", "mean")]
-    if unknown or not request.features:
-        raise RequestError(f"--features {','.join(request.features)!r}: choose from cls, mean")
+    unknown = [k for k in features if k not in VECTORS]
+    if unknown or request.features == ():
+        raise RequestError(f"--features {','.join(features)!r}: choose from {', '.join(VECTORS)}")
     if request.split is not None and request.folds is not None:
         raise RequestError("--split and --folds are two protocols; give one of them")
     if request.seeds < 1 or request.replicates < 1:

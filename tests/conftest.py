@@ -9,13 +9,16 @@ from making import make_table, tiny_request
 from dinocache.extract import extract
 from dinocache.store import FeatureStore
 
+# Before any test module is imported: huggingface_hub reads its environment only then.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = os.devnull
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests touch no network and no cache of the user's."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["DINOCACHE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 __all__ = ["Geometry", "Pixels", "Reader"]
 
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 """Decoded values as the file has them; the recipe's window brings them to [0, 1]."""
 
 

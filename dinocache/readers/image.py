@@ -6,8 +6,9 @@ alpha channel is dropped: the X-rays of NIH that have one have it opaque.
 
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from dinocache.errors import ItemError
 from dinocache.readers.contract import ItemRows, Pixels
 
 __all__ = ["ImageReader"]
+
+A = TypeVar("A")
 
 _MAX_PIXELS = 1 << 29
 """About 23,000 px squared: beyond, a header lies or the image is a slide."""
@@ -45,13 +48,12 @@ class ImageReader:
             stop: 1.
 
         Returns:
-            One row, (1, Y, X) or (3, Y, X), uint8 or uint16.
+            One row, (1, Y, X) or (3, Y, X), uint8, uint16 or float32.
 
         Raises:
-            ItemError: If the file is missing, cut short, no image, or of values that no window is
-                known for (float, 32-bit).
+            ItemError: If the file is missing, cut short, no image, or of 32-bit integers.
         """
-        return ItemRows([_decode(path)])
+        return ItemRows([_decode(path, _channels_first)])
 
     def read_mask(self, path: Path) -> npt.NDArray[np.integer[Any]]:
         """Decode a mask of one channel; a palette's indices are the labels.
@@ -65,10 +67,10 @@ class ImageReader:
         Raises:
             ItemError: As for `read`, or if it has colours, whose labels nobody can know.
         """
-        return _decode(path, labels=True)
+        return _decode(path, _labels)
 
 
-def _decode(path: Path, *, labels: bool = False) -> Pixels:
+def _decode(path: Path, convert: Callable[[Any], A]) -> A:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at a quarter of what we refuse
@@ -78,7 +80,7 @@ def _decode(path: Path, *, labels: bool = False) -> Pixels:
                 raise ItemError(f"its header claims {image.width} x {image.height} px")
             image.load()
             upright = ImageOps.exif_transpose(image)
-            return _labels(upright) if labels else _channels_first(upright)
+            return convert(upright)
     except FileNotFoundError as exc:
         raise ItemError("the file is missing") from exc
     except IsADirectoryError as exc:
@@ -93,14 +95,10 @@ def _decode(path: Path, *, labels: bool = False) -> Pixels:
 
 
 def _channels_first(image: Any) -> Pixels:  # noqa: ANN401 - Pillow is imported late
-    if image.mode in _SIXTEEN_BIT:
-        return np.asarray(image, np.uint16)[None]
-    if image.mode == "I":
-        # Pillow's mode for 16-bit grey PNG in older releases; real 32-bit values have no window.
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-            raise ItemError("32-bit integers; convert it to 8 or 16 bits")
-        return values.astype(np.uint16)[None]
+    if image.mode in _SIXTEEN_BIT or image.mode == "I":
+        return _sixteen_bit(image)
+    if image.mode == "F":
+        return np.array(image, np.float32)[None]
     if image.mode in _AS_GREY:
         return np.array(image.convert("L"), np.uint8)[None]
     if image.mode in _AS_COLOUR:
@@ -109,9 +107,19 @@ def _channels_first(image: Any) -> Pixels:  # noqa: ANN401 - Pillow is imported 
     raise ItemError(f"its pixels are of Pillow's mode {image.mode!r}; convert it to 8 or 16 bits")
 
 
-def _labels(image: Any) -> Pixels:  # noqa: ANN401 - Pillow is imported late
+def _sixteen_bit(image: Any) -> npt.NDArray[np.uint16]:  # noqa: ANN401 - Pillow is imported late
+    if image.mode != "I":
+        return np.array(image, np.uint16)[None]
+    # Pillow's mode for 16-bit grey PNG in older releases.
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise ItemError("32-bit integers; convert it to 8 or 16 bits, or to float")
+    return values.astype(np.uint16)[None]
+
+
+def _labels(image: Any) -> npt.NDArray[np.integer[Any]]:  # noqa: ANN401 - Pillow is imported late
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
-        return _channels_first(image)
+        return _sixteen_bit(image)
     if image.mode == "1":
         return np.asarray(image, np.uint8)[None]
     if image.mode in ("L", "P"):

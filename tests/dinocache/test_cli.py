@@ -9,6 +9,7 @@ import pytest
 from making import make_table
 
 from dinocache.cli import main
+from dinocache.encoders import ENCODERS
 from dinocache.store import FeatureStore
 
 
@@ -65,6 +66,23 @@ def test_failures_are_named_and_the_exit_code_is_1(
         (["extract", "TABLE", "--resolution", "big"], 2, "--resolution 'big': give one side"),
         (["extract", "TABLE", "--rope", "int8"], 2, "--rope 'int8': choose from auto, float32"),
         (["extract", "TABLE", "--weights", "x.pth"], 1, "there is no file of weights at x.pth"),
+        (["extract", "TABLE", "--resize", "fit"], 2, "--resize 'fit': choose from squash, pad, cr"),
+        (["extract", "TABLE", "--arithmetic", "int"], 2, "'int': choose from float32, uint8"),
+        (
+            ["extract", "TABLE", "--window", "9:1"],
+            2,
+            "--window '9:1': give full-range, min-max, or",
+        ),
+        (["extract", "TABLE", "--layers", "12"], 2, "dinov3-s has 12 blocks, numbered 0 to 11"),
+        (
+            ["extract", "TABLE", "--model", "dinov3"],
+            2,
+            "there is no encoder 'dinov3'; did you mean",
+        ),
+        (["extract", "TABLE", "--model", "hf:x"], 2, "before a colon stands timm or open_clip, as"),
+        (["extract", "TABLE", "--weights", "hub"], 1, "; pass the file with --weights PATH (such"),
+        (["plan", "TABLE", "--features", "embed"], 2, "dinov3-s has no 'embed'; it has cls, mean"),
+        (["encoders", "dinov9"], 2, "there is no encoder 'dinov9'; did you mean dinov"),
         (["info", "nowhere"], 1, "there is no store at nowhere: it has no store.json"),
         (["verify", "nowhere"], 1, "there is no store at nowhere"),
         (["datasets", "moon"], 2, "there is no dataset 'moon'; there are demo"),
@@ -94,13 +112,55 @@ def test_mistakes_are_one_clear_line(
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encoders", "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)]
-    assert names == ["dinov3-s", "dinov3-b", "dinov3-l", "tiny"]
+    assert names == [spec.name for spec in ENCODERS]
+    assert {"dinov3-s", "dinov3-b", "dinov3-l", "tiny"} <= set(names)
     assert main(["encoders"]) == 0
-    assert "384 wide, 12 blocks" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[: len(names) + 1]] == ["name", *names]
+    (small,) = (line.split() for line in printed if line.startswith("dinov3-s "))
+    assert small[1:3] == ["384", "16"]
+    assert "gated" in small
+    assert "timm:NAME" in " ".join(printed)
     assert main(["datasets"]) == 0
     assert capsys.readouterr().out.startswith("demo  Chest radiographs")
     assert main(["datasets", "demo"]) == 0
     assert "CC BY 3.0" in capsys.readouterr().out
+
+
+def test_one_encoder_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encoders", "conch", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["dim"], facts["depth"], facts["embed_dim"]) == (768, 12, 512)
+    assert facts["kinds"] == ["embed", "cls", "mean", "dense"]
+    assert facts["sides"] == "multiples of 16"
+    assert facts["gflop"].keys() == {"224", "256", "512"}
+    assert facts["hub"] == ["MahmoodLab/conch"]
+    assert facts["weights_here"] is None
+    assert facts["to_obtain"].startswith("Ask for access")
+    assert main(["encoders", "timm:test_vit.r160_in1k"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["name"] == "timm:test_vit.r160_in1k"
+    assert said["kinds"] == "cls, embed, mean, dense"
+    assert said["licence"] == "apache-2.0"
+    assert said["gated"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("window", "shown"), [(None, "full-range"), ("min-max", "min-max"), ("9:230.5", "9 to 230.5")]
+)
+def test_what_was_asked_for_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], window: str | None, shown: str
+) -> None:
+    table = make_table(tmp_path, 3)
+    more = ["--layers", "0,1", "--resize", "pad", "--arithmetic", "float32", "--no-compile"]
+    more += ["--window", window] if window else []
+    assert main(tiny(table, tmp_path / "f", *more)) == 0
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "f/images/tiny/32x48")]) == 0
+    printed = capsys.readouterr().out
+    assert f"32 x 48 px, pad, {shown}, resized in float32\n" in printed
+    kinds = [line.split()[0] for line in printed.splitlines() if " of " in line and "unit" in line]
+    assert kinds == ["cls", "mean", "dense.L00", "dense"]
 
 
 @pytest.mark.parametrize("package", ["dinocache", "probes"])
@@ -108,7 +168,8 @@ def test_help_answers_at_once(package: str) -> None:
     """No torch, timm or zarr is imported to print help."""
     program = (
         f"import sys; from {package}.cli import main; main(['--help']); "
-        "sys.exit([m for m in ('torch', 'timm', 'zarr', 'sklearn') if m in sys.modules] or 0)"
+        "heavy = ('torch', 'timm', 'zarr', 'sklearn', 'open_clip', 'psutil'); "
+        "sys.exit([m for m in heavy if m in sys.modules] or 0)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

@@ -1,160 +1,138 @@
+"""The table of encoders, and what is told from it alone."""
+
+import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
-from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from dinocache.encoders import (
     ENCODERS,
-    Encoder,
     EncoderSpec,
-    Tokens,
     check_resolution,
+    dense_kinds,
     encoder_spec,
-    load_encoder,
+    extracted_kinds,
+    takes,
 )
-from dinocache.errors import RequestError, WeightsError, WeightsUnavailableError
+from dinocache.errors import RequestError
+from dinocache.networks import build_network, wanted
 
 TINY = encoder_spec("tiny")
-Tensors = dict[str, torch.Tensor]
+SMALL = encoder_spec("dinov3-s")
+RESNET = encoder_spec("resnet50")
+ANATOMIX = encoder_spec("anatomix")
+CONCH = encoder_spec("conch")
+FIXED = dataclasses.replace(SMALL, name="fixed", fixed_px=224)
+
+every_row = pytest.mark.parametrize("spec", ENCODERS, ids=lambda spec: spec.name)
+IN_TIMM = [spec for spec in ENCODERS if any(h.repo.startswith("timm/") for h in spec.hub)]
 
 
-@pytest.fixture(autouse=True)
-def digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DINOCACHE_CACHE", str(tmp_path / "digests"))
-
-
-def reference_model(spec: EncoderSpec) -> DINOv3ViTModel:
-    """Build transformers' DINOv3 with seeded weights, all of which matter to the features.
-
-    LayerScale as it is initialised would hide every block.
-    """
-    config = DINOv3ViTConfig(
-        hidden_size=spec.dim,
-        intermediate_size=4 * spec.dim,
-        num_hidden_layers=spec.depth,
-        num_attention_heads=spec.heads,
-        num_register_tokens=spec.prefix_tokens - 1,
-    )
-    with torch.device("meta"):
-        model = DINOv3ViTModel(config).eval()
-    generator = torch.Generator().manual_seed(1)
-    tensors = {}
-    for key, empty in model.state_dict().items():
-        values = torch.randn(empty.shape, generator=generator)
-        if re.search(r"[qv]_proj\.bias$", key):
-            values *= 0
-        elif re.search(r"(lambda1|norm\d?\.weight)$", key):
-            values = 1 + values / 4
-        elif "token" not in key:
-            values *= values[0].numel() ** -0.5 if values.ndim > 1 else 0.1
-        tensors[key] = values
-    model.load_state_dict(tensors, strict=True, assign=True)
-    model.rope_embeddings.inv_freq = 1 / rounded_periods(spec)
-    return model
-
-
-def periods(spec: EncoderSpec) -> torch.Tensor:
-    """Compute what Meta's code computes, in its order of operations."""
-    head_dim = spec.dim // spec.heads
-    return 100.0 ** (2 * torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 2))
-
-
-def rounded_periods(spec: EncoderSpec) -> torch.Tensor:
-    return periods(spec).bfloat16().float()
-
-
-def published_by_transformers(model: DINOv3ViTModel) -> Tensors:
-    return {key.removeprefix("model."): tensor for key, tensor in model.state_dict().items()}
-
-
-def published_by_meta(model: DINOv3ViTModel, spec: EncoderSpec) -> Tensors:
-    """Rename the way back, with all that Meta's files have besides."""
-    theirs = published_by_transformers(model)
-    tensors = {"rope_embed.periods": rounded_periods(spec)}
-    renames = (
-        (r"^embeddings\.register_tokens", "storage_tokens"),
-        (r"^embeddings\.patch_embeddings", "patch_embed.proj"),
-        (r"^embeddings\.", ""),
-        (r"^layer\.", "blocks."),
-        (r"attention\.o_proj", "attn.proj"),
-        (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
-        (r"up_proj", "fc1"),
-        (r"down_proj", "fc2"),
-    )
-    for key, tensor in theirs.items():
-        if ".q_proj.weight" in key:
-            parts = [theirs[key.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            block = f"blocks.{key.split('.')[1]}.attn.qkv"
-            tensors[f"{block}.weight"] = torch.cat(parts)
-            tensors[f"{block}.bias"] = torch.zeros(3 * spec.dim)
-            tensors[f"{block}.bias_mask"] = torch.zeros(3 * spec.dim)
-        elif not re.search(r"[qkv]_proj", key):
-            for pattern, replacement in renames:
-                key = re.sub(pattern, replacement, key)
-            tensors[key] = tensor
-    return tensors
-
-
-@pytest.fixture(scope="module")
-def small() -> DINOv3ViTModel:
-    return reference_model(encoder_spec("dinov3-s"))
-
-
-@pytest.fixture(scope="module")
-def files(small: DINOv3ViTModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The same weights as each publisher writes them, by where their RoPE periods come from."""
-    folder = tmp_path_factory.mktemp("small")
-    torch.save(published_by_meta(small, encoder_spec("dinov3-s")), folder / "meta.pth")
-    save_file(published_by_transformers(small), folder / "transformers.safetensors")
-    return {"checkpoint": f"{folder}/meta.pth", "bfloat16": f"{folder}/transformers.safetensors"}
-
-
-def pixels(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
-
-
-def largest_difference(tokens: Tokens, reference: DINOv3ViTModel, images: torch.Tensor) -> float:
-    """Compare cls, every patch token and their mean with transformers' output."""
-    with torch.inference_mode():
-        expected = reference(images).last_hidden_state
-    patches = tokens.patches.flatten(1, 2)
-    differences = (
-        tokens.cls - expected[:, 0],
-        patches - expected[:, 5:],
-        patches.mean(dim=1) - expected[:, 5:].mean(dim=1),
-    )
-    return max(float(difference.abs().max()) for difference in differences)
-
-
-class TestFacts:
+class TestTable:
     def test_names_are_unique(self) -> None:
         assert len({spec.name for spec in ENCODERS}) == len(ENCODERS)
 
-    @pytest.mark.parametrize("spec", ENCODERS, ids=lambda spec: spec.name)
+    @every_row
+    def test_row_fits_together(self, spec: EncoderSpec) -> None:
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", spec.name)
+        assert takes(spec, (spec.native_px, spec.native_px))
+        assert spec.step_px % spec.patch_px == 0
+        assert (spec.embed_dim is not None) == ("embed" in spec.vectors)
+        assert set(spec.vectors) <= {"cls", "mean", "embed"}
+        assert spec.kinds == (*spec.vectors, "dense")
+        assert not spec.obtain.endswith(".")
+        assert len(spec.files) == len(set(spec.files))
+        assert all(0 < std <= 1 for std in spec.std)
+        if spec.pyramid:
+            assert len(spec.pyramid) == spec.depth
+            assert spec.pyramid[-1] == (spec.patch_px, spec.dim)
+        for layer in range(spec.depth):
+            assert spec.step_px % spec.layer_shape(layer)[0] == 0
+        assert spec.layer_shape(spec.depth - 1) == (spec.patch_px, spec.dim)
+
+    @pytest.mark.parametrize("spec", IN_TIMM, ids=lambda spec: spec.name)
     def test_table_agrees_with_timm(self, spec: EncoderSpec) -> None:
-        head_dim, rest = divmod(spec.dim, spec.heads)
-        assert (rest, head_dim % 4) == (0, 0)
-        if spec.hub_id is not None:
-            config = timm.get_pretrained_cfg(spec.hub_id.removeprefix("timm/"))
-            assert config.hf_hub_id == spec.hub_id
-            assert (config.mean, config.std, config.license) == (spec.mean, spec.std, spec.licence)
-            with torch.device("meta"):
-                model = timm.create_model(spec.timm_name)
-            shape = (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads)
-            assert shape == (spec.dim, spec.depth, spec.heads)
-            assert model.num_prefix_tokens == spec.prefix_tokens
-            assert model.rope.temperature == spec.rope_base
+        repo = next(h.repo for h in spec.hub if h.repo.startswith("timm/"))
+        config = timm.get_pretrained_cfg(repo.removeprefix("timm/"))
+        assert config.hf_hub_id == repo
+        assert (config.mean, config.std, config.license) == (spec.mean, spec.std, spec.licence)
+        assert config.interpolation == spec.filter
+        if spec.name != "resnet50-trunc":  # of which another publisher says how it is used
+            assert config.crop_pct == spec.crop_pct
+        assert config.input_size[1:] == (spec.native_px, spec.native_px)
+
+    @pytest.mark.parametrize(
+        "spec", [s for s in ENCODERS if s.network == "tokens"], ids=lambda spec: spec.name
+    )
+    def test_tokens_are_those_of_the_network(self, spec: EncoderSpec) -> None:
+        with torch.device("meta"):
+            trunk = build_network(spec).trunk
+        assert (trunk.embed_dim, len(trunk.blocks)) == (spec.dim, spec.depth)
+        assert trunk.num_prefix_tokens == spec.prefix_tokens
+        assert trunk.patch_embed.patch_size == (spec.patch_px, spec.patch_px)
+        rope = getattr(trunk, "rope", None)
+        assert getattr(rope, "temperature", None) == spec.rope_base
+        if spec.rope_base is not None:
+            head_dim, rest = divmod(spec.dim, trunk.blocks[0].attn.num_heads)
+            assert (rest, head_dim % 4) == (0, 0)
+
+    @pytest.mark.parametrize(
+        "spec", [s for s in ENCODERS if s.network == "maps"], ids=lambda spec: spec.name
+    )
+    def test_maps_are_those_of_the_network(self, spec: EncoderSpec) -> None:
+        height, width = 2 * spec.step_px, 3 * spec.step_px
+        kinds = [*spec.kinds, *(f"dense.L{n:02d}" for n in range(spec.depth - 1))]
+        with torch.device("meta"):
+            features = build_network(spec)(torch.empty(5, 3, height, width), wanted(kinds))
+        for kind in spec.vectors:
+            assert features[kind].shape == (5, spec.dim)
+        for layer, (patch, dim) in enumerate(spec.pyramid):
+            kind = "dense" if layer == spec.depth - 1 else f"dense.L{layer:02d}"
+            assert features[kind].shape == (5, height // patch, width // patch, dim), kind
+
+
+class TestNames:
+    @every_row
+    def test_every_row_is_found(self, spec: EncoderSpec) -> None:
+        assert encoder_spec(spec.name) is spec
+        assert encoder_spec(spec.name.upper()) is spec
+
+    @pytest.mark.parametrize(
+        ("name", "found"), [("dinov3-s+", "dinov3-splus"), ("DINOv3-H+", "dinov3-hplus")]
+    )
+    def test_a_plus_may_be_a_sign(self, name: str, found: str) -> None:
+        assert encoder_spec(name).name == found
 
     def test_unknown_name_lists_the_known(self) -> None:
-        with pytest.raises(RequestError, match=r"no encoder 'vit'; known are dinov3-s, .*, tiny$"):
-            encoder_spec("vit")
+        known = ", ".join(spec.name for spec in ENCODERS)
+        message = (
+            rf"^there is no encoder 'x'; known are {known}.*`dinocache encoders` lists them; "
+            r"timm:NAME and open_clip:NAME/TAG take any model of those libraries$"
+        )
+        with pytest.raises(RequestError, match=message):
+            encoder_spec("x")
 
+    @pytest.mark.parametrize(
+        ("name", "close"),
+        [
+            ("dinov3_s", "dinov3-s"),
+            ("mocov3", "mocov3-b"),
+            ("biomedclp", "biomedclip"),
+            ("UNI2", "uni"),
+        ],
+    )
+    def test_a_name_that_is_nearly_right(self, name: str, close: str) -> None:
+        message = rf"no encoder '{name}'; did you mean {close}(\?| or .*\?) `dinocache encoders` li"
+        with pytest.raises(RequestError, match=message):
+            encoder_spec(name)
+
+
+class TestResolution:
     @pytest.mark.parametrize("resolution", [(16, 16), (224, 224), (1024, 1280)])
     def test_whole_patches(self, resolution: tuple[int, int]) -> None:
+        assert takes(TINY, resolution)
         check_resolution(TINY, resolution)
 
     @pytest.mark.parametrize(
@@ -171,237 +149,149 @@ class TestFacts:
         self, resolution: tuple[int, int], nearest: str
     ) -> None:
         height, width = resolution
-        message = rf"tiny cannot take {height}x{width} px .* 16 px patch\. Nearest .*: {nearest}$"
+        message = (
+            rf"^tiny cannot take {height}x{width} px \(height x width\): both sides must be "
+            rf"positive multiples of 16 px\. Nearest that work: {nearest}$"
+        )
+        assert not takes(TINY, resolution)
         with pytest.raises(RequestError, match=message):
             check_resolution(TINY, resolution)
 
-
-class TestAgainstTransformers:
-    """An independent implementation, given the periods that the original release has."""
-
-    @pytest.mark.parametrize("rope", ["checkpoint", "bfloat16"])
-    @pytest.mark.parametrize("side", [(64, 64), (64, 96), (112, 48)])
-    def test_small(
-        self, small: DINOv3ViTModel, files: dict[str, str], rope: str, side: tuple[int, int]
-    ) -> None:
-        encoder = load_encoder(encoder_spec("dinov3-s"), files[rope])
-        assert encoder.rope == rope
-        images = pixels(2, 3, *side)
-        tokens = encoder(images)
-        assert tokens.cls.shape == (2, 384)
-        assert tokens.patches.shape == (2, side[0] // 16, side[1] // 16, 384)
-        assert {tokens.cls.dtype, tokens.patches.dtype} == {torch.float32}
-        assert largest_difference(tokens, small, images) <= 1e-4
-
-    def test_unrounded_periods_are_seen(self, small: DINOv3ViTModel, files: dict[str, str]) -> None:
-        images = pixels(2, 3, 64, 96)
-        for file in files.values():
-            encoder = load_encoder(encoder_spec("dinov3-s"), file, rope="float32")
-            assert encoder.rope == "float32"
-            assert largest_difference(encoder(images), small, images) > 1e-3
-
-    def test_periods_of_the_file_are_the_ones_used(
-        self, small: DINOv3ViTModel, tmp_path: Path
-    ) -> None:
-        spec = encoder_spec("dinov3-s")
-        tensors = published_by_meta(small, spec)
-        tensors["rope_embed.periods"] = tensors["rope_embed.periods"] * 1.5
-        torch.save(tensors, tmp_path / "w.pth")
-        images = pixels(1, 3, 64, 96)
-        tokens = load_encoder(spec, str(tmp_path / "w.pth"))(images)
-        assert largest_difference(tokens, small, images) > 1e-2
-
-    def test_base(self, tmp_path: Path) -> None:
-        spec = encoder_spec("dinov3-b")
-        reference = reference_model(spec)
-        torch.save(published_by_meta(reference, spec), tmp_path / "base.pth")
-        images = pixels(2, 3, 64, 96)
-        tokens = load_encoder(spec, str(tmp_path / "base.pth"))(images)
-        assert tokens.cls.shape == (2, 768)
-        assert largest_difference(tokens, reference, images) <= 1e-4
-
-
-class TestRandom:
-    def test_seeds(self) -> None:
-        first, again = load_encoder(TINY, "random"), load_encoder(TINY, "random:0")
-        assert first.weights == again.weights
-        assert (first.weights.name, first.weights.path) == ("random:0", None)
-        assert first.weights.is_random
-        assert re.fullmatch(r"[0-9a-f]{64}", first.weights.sha256)
-        images = pixels(2, 3, 32, 48)
-        assert torch.equal(first(images).patches, again(images).patches)
-        assert load_encoder(TINY, "random:1").weights.sha256 != first.weights.sha256
-
-    def test_global_generator_is_left_alone(self) -> None:
-        torch.manual_seed(7)
-        before = torch.get_rng_state()
-        first = load_encoder(TINY, "random:5").weights.sha256
-        assert torch.equal(torch.get_rng_state(), before)
-        torch.rand(3)
-        assert load_encoder(TINY, "random:5").weights.sha256 == first
-
-    def test_cls_tells_images_apart(self) -> None:
-        cls = load_encoder(TINY, "random")(pixels(5, 3, 32, 48)).cls
-        assert float(cls.std(dim=0).mean()) > 0.01
-
-    @pytest.mark.parametrize("weights", ["hub", "hub,random:3"])
-    def test_tiny_has_no_published_weights(self, weights: str) -> None:
-        if weights == "hub":
-            with pytest.raises(WeightsUnavailableError, match="no weights are published"):
-                load_encoder(TINY, weights)
-        else:
-            assert load_encoder(TINY, weights).weights.name == "random:3"
-
-
-class TestEncoder:
-    @pytest.fixture
-    def encoder(self) -> Encoder:
-        return load_encoder(TINY, "random")
-
-    def test_frozen(self, encoder: Encoder) -> None:
-        assert not encoder.model.training
-        assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
-        assert encoder(pixels(1, 3, 32, 48)).cls.is_inference()
-
-    def test_order_in_a_batch_changes_nothing(self, encoder: Encoder) -> None:
-        images, order = pixels(5, 3, 32, 48), [3, 0, 4, 2, 1]
-        tokens, shuffled = encoder(images), encoder(images[order])
-        torch.testing.assert_close(shuffled.cls, tokens.cls[order], rtol=0, atol=1e-5)
-        torch.testing.assert_close(shuffled.patches, tokens.patches[order], rtol=0, atol=1e-5)
-
-    def test_patches_lie_as_in_the_image(self, encoder: Encoder) -> None:
-        """A change to one patch of pixels moves the token of that row and column most."""
-        images = pixels(1, 3, 64, 96)
-        changed = images.clone()
-        changed[:, :, 16:32, 64:80] += 1
-        moved = (encoder(changed).patches - encoder(images).patches).abs().sum(dim=-1)[0]
-        assert divmod(int(moved.argmax()), 6) == (1, 4)
-
     @pytest.mark.parametrize(
-        ("images", "message"),
+        ("name", "taken", "refused"),
         [
-            (pixels(3, 32, 48), r"not \(3, 32, 48\) torch\.float32"),
-            (pixels(2, 1, 32, 48), r"not \(2, 1, 32, 48\) torch\.float32"),
-            (pixels(2, 3, 32, 48).half(), r"not \(2, 3, 32, 48\) torch\.float16"),
-            (pixels(2, 3, 32, 50), "tiny cannot take 32x50 px"),
+            ("dinov2-s", (518, 14), (512, 14)),
+            ("resnet50", (224, 32), (224, 16)),
+            ("resnet50-trunc", (224, 16), (224, 8)),
+            ("dinov3-convnext-tiny", (96, 64), (96, 48)),
+            ("anatomix", (17, 1), (17, 0)),
         ],
     )
-    def test_other_pixels_are_refused(
-        self, encoder: Encoder, images: torch.Tensor, message: str
+    def test_each_encoder_has_its_own_step(
+        self, name: str, taken: tuple[int, int], refused: tuple[int, int]
+    ) -> None:
+        spec = encoder_spec(name)
+        assert takes(spec, taken)
+        assert takes(spec, taken[::-1])
+        assert not takes(spec, refused)
+        assert not takes(spec, refused[::-1])
+
+    def test_one_size_only(self) -> None:
+        check_resolution(FIXED, (224, 224))
+        for resolution in ((224, 240), (240, 224), (448, 448), (0, 0)):
+            height, width = resolution
+            assert not takes(FIXED, resolution)
+            with pytest.raises(
+                RequestError,
+                match=rf"^fixed cannot take {height}x{width} px \(height x width\): "
+                r"it takes 224x224 only$",
+            ):
+                check_resolution(FIXED, resolution)
+
+
+class TestDenseKinds:
+    @pytest.mark.parametrize(
+        ("spec", "layers", "expected"),
+        [
+            (SMALL, "last", ("dense",)),
+            (SMALL, "last1", ("dense",)),
+            (SMALL, "last4", ("dense.L08", "dense.L09", "dense.L10", "dense")),
+            (SMALL, "5,11", ("dense.L05", "dense")),
+            (SMALL, " 11,5,5 ", ("dense.L05", "dense")),
+            (SMALL, "05", ("dense.L05",)),
+            (SMALL, "0", ("dense.L00",)),
+            (TINY, "0,1", ("dense.L00", "dense")),
+            (TINY, "last2", ("dense.L00", "dense")),
+            (RESNET, "last2", ("dense.L03", "dense")),
+            (encoder_spec("dinov2-g"), "39", ("dense",)),
+            (ANATOMIX, "last", ("dense",)),
+        ],
+    )
+    def test_names(self, spec: EncoderSpec, layers: str, expected: tuple[str, ...]) -> None:
+        assert dense_kinds(spec, layers) == expected
+
+    @pytest.mark.parametrize("layers", ["", "first", "last-4", "1;2", "1,", "-1", "100", "1 2"])
+    def test_what_cannot_be_understood(self, layers: str) -> None:
+        message = (
+            rf"^--layers {re.escape(repr(layers))}: give last, last4 \(the last four\), or numbers "
+            r"of blocks from 0 with commas, as 5,11$"
+        )
+        with pytest.raises(RequestError, match=message):
+            dense_kinds(SMALL, layers)
+
+    @pytest.mark.parametrize(
+        ("spec", "layers", "has"),
+        [
+            (SMALL, "12", "dinov3-s has 12 blocks, numbered 0 to 11"),
+            (SMALL, "0,12", "dinov3-s has 12 blocks, numbered 0 to 11"),
+            (SMALL, "last13", "dinov3-s has 12 blocks, numbered 0 to 11"),
+            (SMALL, "last0", "dinov3-s has 12 blocks, numbered 0 to 11"),
+            (RESNET, "5", "resnet50 has 5 stages, numbered 0 to 4"),
+            (ANATOMIX, "last2", "anatomix has 1 blocks, numbered 0 to 0"),
+        ],
+    )
+    def test_layers_that_are_not_there(self, spec: EncoderSpec, layers: str, has: str) -> None:
+        with pytest.raises(RequestError, match=rf"^--layers '{layers}': {has}$"):
+            dense_kinds(spec, layers)
+
+
+class TestExtractedKinds:
+    VECTORS = ("cls", "mean")  # what a dataset asks for where it says nothing
+
+    @pytest.mark.parametrize(
+        ("spec", "asked", "defaults", "layers", "expected"),
+        [
+            pytest.param(SMALL, None, VECTORS, None, {"cls", "mean"}, id="defaults"),
+            pytest.param(RESNET, None, VECTORS, None, {"mean"}, id="without-cls"),
+            pytest.param(CONCH, None, VECTORS, None, {"embed", "cls", "mean"}, id="all-vectors"),
+            pytest.param(CONCH, None, ("mean", "dense"), None, {"embed", "cls", "mean", "dense"}),
+            pytest.param(ANATOMIX, None, VECTORS, None, {"dense"}, id="no-vector"),
+            pytest.param(ANATOMIX, None, ("cls", "image"), None, {"dense", "image"}),
+            pytest.param(SMALL, None, ("dense", "image"), None, {"dense", "image"}),
+            pytest.param(SMALL, ("mean",), VECTORS, None, {"mean"}, id="asked"),
+            pytest.param(CONCH, ("cls", "mask"), VECTORS, None, {"cls", "mask"}, id="only-asked"),
+            pytest.param(SMALL, None, VECTORS, "last", {"cls", "mean", "dense"}, id="layers"),
+            pytest.param(
+                TINY, ("cls", "dense"), VECTORS, "0", {"cls", "dense.L00"}, id="layers-replace"
+            ),
+            pytest.param(
+                SMALL,
+                ("dense.L03", "image"),
+                VECTORS,
+                "last2",
+                {"dense.L10", "dense", "image"},
+                id="layers-replace-layers",
+            ),
+            pytest.param(SMALL, ("dense.L05",), VECTORS, None, {"dense.L05"}, id="one-layer"),
+            pytest.param(SMALL, ("dense.L11",), VECTORS, None, {"dense"}, id="last-has-one-name"),
+            pytest.param(TINY, ("dense.L01", "dense"), VECTORS, None, {"dense"}, id="once"),
+        ],
+    )
+    def test_settled(
+        self,
+        spec: EncoderSpec,
+        asked: tuple[str, ...] | None,
+        defaults: tuple[str, ...],
+        layers: str | None,
+        expected: set[str],
+    ) -> None:
+        found = extracted_kinds(spec, asked, defaults, layers)
+        assert set(found) == expected
+        assert len(found) == len(expected)
+
+    @pytest.mark.parametrize(
+        ("spec", "asked", "layers", "message"),
+        [
+            (RESNET, ("cls",), None, r"^resnet50 has no 'cls'; it has mean, dense$"),
+            (SMALL, ("mean", "embed"), None, r"^dinov3-s has no 'embed'; it has cls, mean, dense$"),
+            (ANATOMIX, ("mean",), None, r"^anatomix has no 'mean'; it has dense$"),
+            (SMALL, ("dense.L12",), None, r"dinov3-s has 12 blocks, numbered 0 to 11$"),
+            (SMALL, ("cls",), "12", r"^--layers '12': dinov3-s has 12 blocks"),
+            (SMALL, None, "deep", r"^--layers 'deep': give last, last4"),
+        ],
+    )
+    def test_refused(
+        self, spec: EncoderSpec, asked: tuple[str, ...] | None, layers: str | None, message: str
     ) -> None:
         with pytest.raises(RequestError, match=message):
-            encoder(images)
-
-    def test_bf16_computes_in_bf16_with_float32_weights_and_periods(self) -> None:
-        full, half = load_encoder(TINY, "random"), load_encoder(TINY, "random", precision="bf16")
-        images = pixels(2, 3, 32, 48)
-        seen: list[torch.dtype] = []
-        half.model.blocks[0].mlp.fc1.register_forward_hook(lambda *args: seen.append(args[2].dtype))
-        expected, tokens = full(images), half(images)
-        assert seen == [torch.bfloat16]
-        assert {tokens.cls.dtype, tokens.patches.dtype} == {torch.float32}
-        difference = float((tokens.patches - expected.patches).abs().max())
-        assert 0 < difference < 0.1
-        assert half.weights == full.weights
-        assert torch.equal(half.model.rope.periods, rounded_periods(TINY))
-
-    def test_fp32_stays_fp32_inside_the_caller_s_autocast(self, encoder: Encoder) -> None:
-        images = pixels(2, 3, 32, 48)
-        expected = encoder(images)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(encoder(images).patches, expected.patches)
-
-    def test_tf32_is_off_while_encoding_and_restored(self, encoder: Encoder) -> None:
-        flags = torch.backends.cudnn
-        before = (flags.enabled, flags.allow_tf32)
-        seen: list[tuple[bool, bool]] = []
-        encoder.model.patch_embed.register_forward_hook(
-            lambda *_: seen.append((flags.enabled, flags.allow_tf32))
-        )
-        encoder(pixels(1, 3, 32, 48))
-        assert seen == [(True, False)]
-        assert (flags.enabled, flags.allow_tf32) == before
-
-    @pytest.mark.parametrize(
-        ("rope", "expected"), [("auto", rounded_periods(TINY)), ("float32", periods(TINY))]
-    )
-    def test_periods_survive_a_move(self, rope: str, expected: torch.Tensor) -> None:
-        encoder = load_encoder(TINY, "random", rope=rope, device=torch.device("cpu"))
-        assert not torch.equal(rounded_periods(TINY), periods(TINY))
-        encoder(pixels(1, 3, 32, 48))
-        moved = encoder.model.to("cpu", non_blocking=True)._apply(torch.clone)
-        assert torch.equal(moved.rope.periods, expected)
-        assert moved.rope.pos_embed_cached is None
-
-    @pytest.mark.gpu
-    def test_cuda_agrees_with_cpu(self, encoder: Encoder) -> None:
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
-        on_gpu = load_encoder(TINY, "random", device="cuda")
-        images = pixels(2, 3, 64, 96)
-        expected, tokens = encoder(images), on_gpu(images)
-        torch.testing.assert_close(tokens.cls.cpu(), expected.cls, rtol=0, atol=1e-4)
-        torch.testing.assert_close(tokens.patches.cpu(), expected.patches, rtol=0, atol=1e-4)
-        assert torch.equal(on_gpu.model.rope.periods.cpu(), rounded_periods(TINY))
-
-    @pytest.mark.parametrize("wrong", [{"rope": "bfloat16"}, {"precision": "fp16"}])
-    def test_unknown_choices_are_refused(self, wrong: dict[str, str]) -> None:
-        with pytest.raises(RequestError, match=r"one of auto, float32 and .* one of fp32, bf16"):
-            load_encoder(TINY, "random", **wrong)
-
-
-class TestWrongFiles:
-    @pytest.fixture
-    def tensors(self) -> Tensors:
-        return published_by_meta(reference_model(TINY), TINY)
-
-    def load(self, spec: EncoderSpec, tensors: Tensors, folder: Path) -> Encoder:
-        torch.save(tensors, folder / "w.pth")
-        return load_encoder(spec, str(folder / "w.pth"))
-
-    def test_right_file(
-        self, tensors: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        encoder = self.load(TINY, tensors, tmp_path)
-        assert encoder.weights.name == "w.pth"
-        assert not encoder.weights.is_random
-        assert not any(tensor.is_meta for tensor in encoder.model.state_dict().values())
-        assert capsys.readouterr().out == ""
-
-    def test_half_precision_file(self, tensors: Tensors, tmp_path: Path) -> None:
-        half = {key: tensor.bfloat16() for key, tensor in tensors.items()}
-        encoder = self.load(TINY, half, tmp_path)
-        assert {tensor.dtype for tensor in encoder.model.parameters()} == {torch.float32}
-        assert encoder(pixels(1, 3, 32, 48)).cls.dtype == torch.float32
-
-    def test_another_encoder_is_named(self, tensors: Tensors, tmp_path: Path) -> None:
-        message = (
-            r"w\.pth does not fit dinov3-s \(384 wide, 12 blocks\): it is 48 wide, 2 blocks: looks "
-            r"like tiny\. Ask for tiny, or pass other --weights"
-        )
-        with pytest.raises(WeightsError, match=message):
-            self.load(encoder_spec("dinov3-s"), tensors, tmp_path)
-
-    def test_unknown_size(self, tensors: Tensors, tmp_path: Path) -> None:
-        shallow = {key: value for key, value in tensors.items() if not key.startswith("blocks.1")}
-        message = r"it is 48 wide, 1 blocks: not a known encoder\. Pass other --weights"
-        with pytest.raises(WeightsError, match=message):
-            self.load(TINY, shallow, tmp_path)
-
-    @pytest.mark.parametrize(
-        ("key", "other"),
-        [
-            ("norm.bias", None),
-            ("blocks.0.mlp.w1.weight", torch.ones(3)),
-            ("blocks.1.mlp.fc2.weight", torch.ones(48, 7)),
-            ("rope_embed.periods", torch.ones(6)),
-        ],
-    )
-    def test_same_size_but_another_model(
-        self, tensors: Tensors, tmp_path: Path, key: str, other: torch.Tensor | None
-    ) -> None:
-        tensors.pop(key, None)
-        changed = tensors if other is None else tensors | {key: other}
-        message = rf"as wide and as deep, but 1 of its tensors are .* first {re.escape(key)}\. Pass"
-        with pytest.raises(WeightsError, match=message):
-            self.load(TINY, changed, tmp_path)
+            extracted_kinds(spec, asked, self.VECTORS, layers)

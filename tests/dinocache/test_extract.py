@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 import torch
 from making import make_table, tiny_request
 
-import dinocache.encoders
-from dinocache.encoders import Tokens
+from dinocache.cost import default_batch, gflop
+from dinocache.encoders import encoder_spec
 from dinocache.errors import (
     RecipeMismatchError,
     RequestError,
@@ -21,8 +23,10 @@ from dinocache.errors import (
     WeightsError,
 )
 from dinocache.extract import dry_run, extract, relabel
-from dinocache.job import parse_resolution
+from dinocache.inference import Encoder, load_encoder
+from dinocache.job import parse_resolution, parse_window
 from dinocache.layout import FEATURES
+from dinocache.recipe import WindowRecipe
 from dinocache.store import FeatureStore
 from dinocache.verify import verify
 
@@ -134,19 +138,21 @@ def test_bad_items_are_named_and_tried_again(
 def test_features_that_float16_cannot_hold_are_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = dinocache.encoders.Encoder.__call__
+    plain = Encoder.__call__
 
-    def spoiled(self: dinocache.encoders.Encoder, pixels: torch.Tensor) -> Tokens:
-        tokens = plain(self, pixels)
-        cls, patches = tokens.cls.clone(), tokens.patches.clone()
+    def spoiled(
+        self: Encoder, pixels: torch.Tensor, kinds: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        features = {kind: values.clone() for kind, values in plain(self, pixels, kinds).items()}
         if len(pixels) == 8:
-            cls[1, 5] = float("nan")
-            cls[2, 6] = 65505.0
-            cls[3, 7] = 65504.0
-            patches[4, 0, 1, 2] = float("-inf")
-        return Tokens(cls=cls, patches=patches)
+            features["cls"][1, 5] = float("nan")
+            features["cls"][2, 6] = 65505.0
+            features["cls"][3, 7] = 65504.0
+            features["dense"][4, 0, 1, 2] = float("-inf")
+            features["mean"][4, 2] = float("-inf")
+        return features
 
-    monkeypatch.setattr(dinocache.encoders.Encoder, "__call__", spoiled)
+    monkeypatch.setattr(Encoder, "__call__", spoiled)
     features = ("cls", "mean", "dense")
     outcome = extract(tiny_request(make_table(tmp_path, 11), tmp_path / "f", features=features))
     failed = {f.item_id: (f.kinds, f.failure.reason) for f in outcome.failures}
@@ -191,6 +197,13 @@ def test_masks(tmp_path: Path) -> None:
         ({"weights": "random:1"}, "encoder.weights.sha256: .* in the store"),
         ({"rope": "float32"}, "encoder.rope: bfloat16 in the store, float32 asked for"),
         ({"precision": "bf16"}, "precision: fp32 in the store, bf16 asked for"),
+        ({"resize": "pad"}, "input.resize.mode: squash in the store, pad asked for"),
+        ({"arithmetic": "uint8"}, "input.resize.arithmetic: float32 in the store, uint8 asked"),
+        (
+            {"window": WindowRecipe(mode="min-max")},
+            "input.window.mode: full-range in the store, min-max asked for",
+        ),
+        ({"compiled": True}, "--compile: False in the store, True asked for"),
         ({"batch": 4}, "--batch: 8 in the store, 4 asked for"),
         ({"unit_rows": 64}, "--unit-rows: 16 in the store, 64 asked for"),
     ],
@@ -314,16 +327,43 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "f").exists()
     assert (forecast.items, forecast.rows, forecast.units, forecast.units_missing) == (40, 40, 3, 3)
     assert forecast.n_bytes == {"cls": 40 * 48 * 2, "dense": 40 * 2 * 3 * 48 * 2}
+    assert (forecast.batch, forecast.suggested_batch) == (8, 16)
+    assert forecast.gflop == gflop(encoder_spec("tiny"), (32, 48))
     extract(tiny_request(table, tmp_path / "f", features=("cls", "dense", "image")))
     assert dry_run(request).units_missing == 0
+
+
+def test_forecast_suggests_a_batch_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is the same on every machine; only the advice is not."""
+    table = make_table(tmp_path, 3)
+    spec, resolution = encoder_spec("resnet50"), (512, 640)
+    planned = default_batch(spec, resolution)
+    request = tiny_request(
+        table, tmp_path, model="resnet50", resolution=resolution, batch=None, unit_rows=64
+    )
+    for memory in (3e9, 8e9, 80e9):
+        monkeypatch.setattr("dinocache.job.device_memory", lambda _, memory=memory: int(memory))
+        forecast = dry_run(request)
+        better = min(64, default_batch(spec, resolution, memory_bytes=memory))
+        assert (better == planned) == (memory == 8e9)
+        assert forecast.batch == planned
+        assert forecast.suggested_batch == (None if better == planned else better)
+    assert forecast.n_bytes == {"mean": 3 * 2048 * 2}
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": "dinov9"}, RequestError, "there is no encoder 'dinov9'; known are dinov3-s"),
+        ({"model": "dinov9"}, RequestError, "no encoder 'dinov9'; did you mean dinov.* lists them"),
+        ({"model": "x"}, RequestError, "there is no encoder 'x'; known are dinov3-s, .*, tiny"),
         ({"resolution": (33, 48)}, RequestError, "33x48 .* Nearest that work: 32x48 or 48x48"),
-        ({"features": ("cls", "moon")}, RequestError, "'moon'; choose from cls, mean, dense"),
+        (
+            {"features": ("cls", "moon")},
+            RequestError,
+            "'moon'; choose from cls, mean, embed, dense",
+        ),
         ({"features": ("mask",)}, RequestError, "no column 'mask'; add one with the path"),
         ({"unit_rows": 100}, RequestError, r"--unit-rows is 100; it must be one of \[16, 32"),
         ({"batch": 0}, RequestError, "--batch is 0; it must be at least 1"),
@@ -332,7 +372,12 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         ({"variant": "a/b"}, RequestError, "'a/b' cannot name a folder .* with --variant"),
         ({"name": "../x"}, RequestError, "cannot name a folder of stores"),
         ({"weights": "nowhere.pth"}, WeightsError, "there is no file of weights at nowhere.pth"),
-        ({"weights": "hub"}, WeightsError, "no weights are published for this encoder"),
+        ({"weights": "hub"}, WeightsError, "the hub has no weights of tiny. Nobody trained it"),
+        ({"features": ("embed",)}, RequestError, "^tiny has no 'embed'; it has cls, mean, dense$"),
+        ({"features": ("dense.L02",)}, RequestError, "tiny has 2 blocks, numbered 0 to 1"),
+        ({"features": ("dense.L2",)}, RequestError, "'dense.L2'; choose from .*dense.L05 and the"),
+        ({"layers": "2"}, RequestError, "--layers '2': tiny has 2 blocks, numbered 0 to 1"),
+        ({"layers": "all"}, RequestError, "--layers 'all': give last, last4"),
     ],
 )
 def test_requests_that_cannot_be(
@@ -347,14 +392,14 @@ def test_requests_that_cannot_be(
 def test_weights_of_another_model(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    encoder = dinocache.encoders.load_encoder(dinocache.encoders.encoder_spec("tiny"), "random:3")
-    save_file(encoder.model.state_dict(), tmp_path / "tiny.safetensors")
+    trunk = load_encoder(encoder_spec("tiny"), "random:3").network.trunk
+    save_file(trunk.state_dict(), tmp_path / "tiny.safetensors")
     table = make_table(tmp_path, 3)
     request = tiny_request(
         table, tmp_path / "f", model="dinov3-s", weights=str(tmp_path / "tiny.safetensors")
     )
     with pytest.raises(
-        WeightsError, match=r"does not fit dinov3-s .* 48 wide, 2 blocks: looks like tiny"
+        WeightsError, match=r"does not fit dinov3-s .* 48 wide, 2 layers: looks like tiny"
     ):
         extract(request)
     assert not (tmp_path / "f").exists()
@@ -384,6 +429,234 @@ def test_two_at_once_end_in_the_same_bytes(tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
+def close(stored: np.ndarray, values: torch.Tensor) -> None:
+    """Hold float16 numbers of one batch against float32 numbers of another."""
+    np.testing.assert_allclose(stored.astype(np.float32), values.numpy(), rtol=2**-11, atol=2e-5)
+
+
+def by_hand(picture: np.ndarray, kinds: Sequence[str] = ("cls",)) -> dict[str, torch.Tensor]:
+    """Give tiny a picture, (32, 48) in [0, 1]."""
+    spec = encoder_spec("tiny")
+    mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
+    grey = torch.from_numpy(picture.astype(np.float32)).expand(3, -1, -1)
+    return load_encoder(spec, "random:0")((grey - mean)[None] / std, kinds)
+
+
+def test_layers(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 5)
+    outcome = extract(tiny_request(table, tmp_path / "f", layers="0,1"))
+    store = FeatureStore(outcome.path)
+    assert store.kinds == ("cls", "mean", "dense.L00", "dense")
+    first, last = (
+        np.concatenate([store.rows(k, f"{i:04d}") for i in range(5)])
+        for k in ("dense.L00", "dense")
+    )
+    assert first.shape == last.shape == (5, 2, 3, 48)
+    assert np.abs(first.astype(float) - last).max() > 0.02
+    other = extract(tiny_request(table, tmp_path / "g", features=("dense.L01", "dense.L00")))
+    again = FeatureStore(other.path)
+    assert again.kinds == ("dense.L00", "dense")
+    for kind in again.kinds:
+        np.testing.assert_array_equal(again.rows(kind, "0003"), store.rows(kind, "0003"))
+    assert verify(outcome.path).exit_code == 0
+
+
+def test_a_layer_can_be_added_later(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 19)
+    path = extract(tiny_request(table, tmp_path / "f", features=("cls", "dense"))).path
+    before = stamps(path)
+    added = extract(tiny_request(table, tmp_path / "f", features=None, layers="0"))
+    assert (added.units, added.complete) == (2, True)
+    assert {k: v for k, v in stamps(path).items() if k in before} == before
+    assert {k.split("features.zarr/")[1].split("/")[0] for k in stamps(path).keys() - before} == {
+        "dense.L00"
+    }
+    assert FeatureStore(path).kinds == ("cls", "dense.L00", "dense")
+    assert extract(tiny_request(table, tmp_path / "f", features=None)).units == 0
+    at_once = extract(tiny_request(table, tmp_path / "g", features=("cls",), layers="last2")).path
+    for kind in ("cls", "dense.L00", "dense"):
+        for item_id in ("0000", "0018"):
+            np.testing.assert_array_equal(
+                FeatureStore(path).rows(kind, item_id), FeatureStore(at_once).rows(kind, item_id)
+            )
+
+
+def test_an_encoder_without_cls(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 3)
+    request = tiny_request(table, tmp_path / "f", model="resnet50-trunc", layers="1")
+    store = FeatureStore(extract(request).path)
+    assert store.kinds == ("mean", "dense.L01")
+    path = extract(replace(request, layers="last")).path
+    store = FeatureStore(path)
+    assert store.kinds == ("mean", "dense.L01", "dense")
+    recipe = store.header.recipe
+    assert (recipe.encoder.rope, recipe.encoder.vectors) == (None, ("mean",))
+    assert store.rows("dense", "0002").shape == (1, 2, 3, 1024)
+    assert store.rows("dense.L01", "0002").shape == (1, 8, 12, 256)
+    ids, vectors = store.item_vectors("mean")
+    assert ids == ["0000", "0001", "0002"]
+    assert vectors.shape == (3, 1024)
+    np.testing.assert_allclose(
+        vectors[2], store.rows("dense", "0002")[0].mean((0, 1), dtype=float), rtol=1e-2, atol=1e-3
+    )
+    assert verify(path).exit_code == 0
+    for root in ("f", "g"):
+        asked = tiny_request(
+            table, tmp_path / root, model="resnet50-trunc", features=("cls", "mean")
+        )
+        with pytest.raises(
+            RequestError, match=r"^resnet50-trunc has no 'cls'; it has mean, dense$"
+        ):
+            extract(asked)
+    assert not (tmp_path / "g").exists()
+
+
+def test_an_encoder_with_an_embedding_of_its_own(tmp_path: Path) -> None:
+    """All its vectors are kept where nothing is said; the embedding is narrower than a token."""
+    table = make_table(tmp_path, 3)
+    request = tiny_request(
+        table, tmp_path / "f", model="open_clip:ViT-S-32-alt", resolution=(224, 224)
+    )
+    outcome = extract(request)
+    assert outcome.path == tmp_path / "f/images/open_clip-ViT-S-32-alt/224"
+    store = FeatureStore(outcome.path)
+    assert store.kinds == ("cls", "mean", "embed")
+    assert store.header.recipe.encoder.name == "open_clip:ViT-S-32-alt"
+    for kind, dim in (("cls", 384), ("mean", 384), ("embed", 256)):
+        assert store.item_vectors(kind)[1].shape == (3, dim)
+    np.testing.assert_array_equal(store.item_vectors("embed")[1][1], store.rows("embed", "0001")[0])
+    assert verify(outcome.path).exit_code == 0
+
+
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+def test_other_ways_to_the_resolution(tmp_path: Path, mode: str) -> None:
+    """Against the same done by hand: 44 x 54 px in 32 x 48."""
+    from PIL import Image
+
+    table = make_table(tmp_path, 5)
+    request = tiny_request(table, tmp_path / "f", resize=mode, features=("cls", "dense"))
+    path = extract(request).path
+    store = FeatureStore(path)
+    resize = store.header.recipe.input.resize
+    assert (resize.mode, resize.crop_pct) == (mode, 1.0 if mode == "crop" else None)
+    with Image.open(tmp_path / "png/0004.png") as image:
+        assert image.size == (54, 44)
+        grey = Image.fromarray(np.asarray(image, np.float32) / 255)
+    if mode == "pad":
+        size = (39, 32)  # 54 x 32 / 44 = 39.3
+        picture = np.zeros((32, 48))
+        picture[:, 4:43] = np.asarray(grey.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    else:
+        size = (48, 39)  # 44 x 48 / 54 = 39.1
+        covered = np.asarray(grey.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+        picture = covered[4:36]  # 3.5 px are over on each side; torchvision rounds to even
+    for kind, values in by_hand(picture, ("cls", "dense")).items():
+        close(store.rows(kind, "0004"), values)
+    # What is not said is as the store has it; what is said must agree.
+    assert extract(replace(request, resize=None)).units == 0
+    message = f"input.resize.mode: {mode} in the store, squash asked for"
+    with pytest.raises(RecipeMismatchError, match=message):
+        extract(replace(request, resize="squash"))
+
+
+def write_deep_images(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """Write TIFFs of 16 bits and of floats, at the resolution so that nothing is resized."""
+    from PIL import Image
+
+    rng = np.random.default_rng(5)
+    flat = np.full((32, 48), 700, np.uint16)
+    broken = rng.normal(0, 300, (32, 48)).astype(np.float32)
+    broken[7, 9] = np.nan
+    arrays = {
+        "sixteen": rng.integers(100, 1501, (32, 48)).astype(np.uint16),
+        "float": rng.normal(0, 300, (32, 48)).astype(np.float32),
+        "flat": flat,
+        "broken": broken,
+    }
+    for name, array in arrays.items():
+        Image.fromarray(array).save(folder / f"{name}.tif")
+    table = folder / "deep.csv"
+    rows = [{"item_id": name, "path": f"{name}.tif"} for name in arrays]
+    pd.DataFrame(rows).to_csv(table, index=False)
+    return table, arrays
+
+
+NOT_FINITE = "its pixels are NaN or infinite"
+NO_RANGE = (
+    "its pixels are floats, which have no full range: say --window min-max or --window LOW:HIGH"
+)
+
+
+@pytest.mark.parametrize(
+    ("window", "failed"),
+    [
+        (None, {"float": NO_RANGE, "broken": NO_RANGE}),
+        ("min-max", {"broken": NOT_FINITE}),
+        ("-160:1240.5", {"broken": NOT_FINITE}),
+    ],
+)
+def test_windows(tmp_path: Path, window: str | None, failed: dict[str, str]) -> None:
+    table, arrays = write_deep_images(tmp_path)
+    request = tiny_request(
+        table,
+        tmp_path / "f",
+        window=parse_window(window) if window else None,
+        features=("cls", "image"),
+    )
+    outcome = extract(request)
+    assert {f.item_id: f.failure.reason for f in outcome.failures} == failed
+    store = FeatureStore(outcome.path)
+    for name, array in arrays.items():
+        if name in failed:
+            continue
+        low, high = {
+            None: (0, 65535),
+            "min-max": (array.min(), array.max() if name != "flat" else 701),
+            "-160:1240.5": (-160, 1240.5),
+        }[window]
+        picture = (array.astype(np.float64) - low) / (float(high) - low)
+        close(store.rows("cls", name), by_hand(picture.clip(0, 1))["cls"])
+        image, attributes = store.native("image", name)
+        assert image.dtype == array.dtype
+        np.testing.assert_array_equal(image[0, 0], array)
+        assert attributes["value_range"] == [float(low), float(high)]
+    assert verify(outcome.path).exit_code == 0
+    assert extract(replace(request, window=None)).units == 0
+    if window is not None:
+        message = r"input\.window\.mode: \S+ in the store, full-range asked for"
+        with pytest.raises(RecipeMismatchError, match=message):
+            extract(replace(request, window=parse_window("full-range")))
+
+
+def test_uint8_arithmetic_is_for_8_bit_images(tmp_path: Path) -> None:
+    table, _ = write_deep_images(tmp_path)
+    outcome = extract(tiny_request(table, tmp_path / "f", arithmetic="uint8"))
+    reasons = {f.item_id: f.failure.reason for f in outcome.failures}
+    assert reasons.keys() == {"sixteen", "float", "flat", "broken"}
+    assert reasons["sixteen"] == (
+        "its pixels are uint16 under the window full-range; --arithmetic uint8 is for 8-bit "
+        "images over their full range only"
+    )
+
+
+def test_anatomix(tmp_path: Path) -> None:
+    """One map of the item's own window, a feature vector a pixel; no vector of the whole."""
+    table = make_table(tmp_path, 1)
+    request = tiny_request(table, tmp_path / "f", model="anatomix", resolution=(20, 28))
+    outcome = extract(request)
+    store = FeatureStore(outcome.path)
+    assert store.kinds == ("dense",)
+    given = store.header.recipe.input
+    assert (given.channels, given.window.mode) == (1, "min-max")
+    maps = store.rows("dense", "0000")
+    assert maps.shape == (1, 20, 28, 16)
+    assert np.isfinite(maps).all()
+    assert (np.ptp(maps[0].astype(float), axis=(0, 1)) > 0).all()
+    assert verify(outcome.path).exit_code == 0
+    with pytest.raises(RequestError, match=r"^anatomix has no 'cls'; it has dense$"):
+        extract(replace(request, features=("cls",)))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("256", (256, 256)), ("64x80", (64, 80)), (512, (512, 512))]
 )
@@ -395,3 +668,26 @@ def test_parse_resolution(text: str | int, expected: tuple[int, int]) -> None:
 def test_parse_resolution_refuses(text: str) -> None:
     with pytest.raises(RequestError, match="give one side as 512, or height x width as 512x640"):
         parse_resolution(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("full-range", WindowRecipe(mode="full-range")),
+        ("min-max", WindowRecipe(mode="min-max")),
+        ("-1000:1000", WindowRecipe(mode="range", low=-1000.0, high=1000.0)),
+        ("0.25:1e3", WindowRecipe(mode="range", low=0.25, high=1000.0)),
+    ],
+)
+def test_parse_window(text: str, expected: WindowRecipe) -> None:
+    assert parse_window(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "range", "1", "1:", ":1", "1:1", "2:1", "1:2:3", "nan:1", "0:inf", "a:b"]
+)
+def test_parse_window_refuses(text: str) -> None:
+    with pytest.raises(
+        RequestError, match=r"^--window '.*': give full-range, min-max, or LOW:HIGH in stored"
+    ):
+        parse_window(text)

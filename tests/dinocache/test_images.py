@@ -14,7 +14,7 @@ from dinocache.errors import ItemError
 from dinocache.manifest import find_dataset
 from dinocache.readers import ImageReader
 from dinocache.recipe import InputRecipe
-from dinocache.transforms import Preprocess
+from dinocache.transforms import Preprocess, window_range
 
 GREY = (np.arange(7 * 5).reshape(7, 5) * 7).astype(np.uint8)
 RGB = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
@@ -58,6 +58,18 @@ def test_other_modes(tmp_path: Path) -> None:
         ImageReader().read_mask(tmp_path / "rgba.png")
 
 
+def test_floats_are_read_as_they_are(tmp_path: Path) -> None:
+    values = GREY.astype(np.float32) * 17.25 - 1024.125
+    values[3, 2] = np.nan
+    values[4, 1] = np.inf
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    found = read(tmp_path / "float.tif")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, values[None])
+    with pytest.raises(ItemError, match=r"a mask has one channel; .* mode 'F'"):
+        ImageReader().read_mask(tmp_path / "float.tif")
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_lossy_formats(tmp_path: Path, suffix: str) -> None:
     smooth = np.linspace(20, 220, 48 * 32).reshape(48, 32).astype(np.uint8)
@@ -87,7 +99,7 @@ def lying_png(side: int) -> bytes:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)).save(tmp_path / "whole.png")
     Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)).save(tmp_path / "whole.jpg")
-    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(RGB, "LAB").save(tmp_path / "lab.tif")
     (tmp_path / "folder.png").mkdir()
     cases = {
         "cut.png": ((tmp_path / "whole.png").read_bytes()[:300], "cannot be decoded: "),
@@ -97,7 +109,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         "large.png": (lying_png(100_000), "its header claims 100000 x 100000 px"),
         "none.png": (None, "the file is missing"),
         "folder.png": (None, "it is a folder, not an image file"),
-        "float.tif": (None, "its pixels are of Pillow's mode 'F'"),
+        "lab.tif": (None, "its pixels are of Pillow's mode 'LAB'; convert it to 8 or 16 bits"),
     }
     for name, (content, message) in cases.items():
         if content is not None:
@@ -114,7 +126,8 @@ def recipe(height: int, width: int) -> InputRecipe:
 
 
 def prepare(pixels: np.ndarray, height: int, width: int) -> torch.Tensor:
-    return Preprocess(recipe(height, width), torch.device("cpu"))(pixels)
+    given = recipe(height, width)
+    return Preprocess(given, torch.device("cpu"))(pixels, window_range(given, [pixels]))
 
 
 def bicubic(n_in: int, n_out: int) -> np.ndarray:

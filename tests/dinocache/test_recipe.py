@@ -3,16 +3,18 @@
 import pytest
 
 from dinocache.errors import StoreDamagedError
-from dinocache.recipe import Recipe, resolution_name
+from dinocache.recipe import Recipe, ResizeRecipe, WindowRecipe, resolution_name
 from dinocache.store import FeatureStore
 
 
 def changed(value: object) -> object:
-    if isinstance(value, bool | None) or value == {}:
+    if isinstance(value, bool) or value == {}:
         return None
     if isinstance(value, str):
         return f"{value}x"
-    return [v + 1 for v in value] if isinstance(value, list) else value + 1  # type: ignore[operator]
+    if isinstance(value, list):
+        return [changed(v) for v in value] or [[3, 5]]
+    return 7 if value is None else value + 1  # type: ignore[operator]
 
 
 def leaves(body: dict[str, object], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -25,12 +27,30 @@ def leaves(body: dict[str, object], prefix: tuple[str, ...] = ()) -> list[tuple[
     return found
 
 
+def with_all_that_may_be_empty(recipe: Recipe) -> Recipe:
+    """Fill in what an encoder without RoPE, a crop and a window of two values say besides."""
+    encoder = recipe.encoder.model_copy(
+        update={"rope": None, "pyramid": ((4, 96), (8, 192)), "embed_dim": 512}
+    )
+    given = recipe.input.model_copy(
+        update={
+            "window": WindowRecipe(mode="range", low=-160.0, high=240.0),
+            "resize": ResizeRecipe(mode="crop", crop_pct=0.875, arithmetic="uint8"),
+        }
+    )
+    return recipe.model_copy(update={"encoder": encoder, "input": given})
+
+
 # Values that this version does not know are built without validation.
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
-def test_every_field_counts(tiny_store: FeatureStore) -> None:
+@pytest.mark.parametrize("filled", [False, True])
+def test_every_field_counts(tiny_store: FeatureStore, filled: bool) -> None:
     recipe = tiny_store.header.recipe
+    if filled:
+        recipe = with_all_that_may_be_empty(recipe)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
     fields = leaves(recipe.model_dump(mode="json"))
-    assert len(fields) >= 18
+    assert len(fields) >= 27
     for field in fields:
         body = recipe.model_dump(mode="json")
         inner = body
@@ -56,3 +76,12 @@ def test_an_unknown_field_is_refused(tiny_store: FeatureStore) -> None:
 @pytest.mark.parametrize(("size", "name"), [((512, 512), "512"), ((512, 640), "512x640")])
 def test_resolution_name(size: tuple[int, int], name: str) -> None:
     assert resolution_name(size) == name
+
+
+def test_the_shape_of_a_layer(tiny_store: FeatureStore) -> None:
+    encoder = tiny_store.header.recipe.encoder
+    assert [encoder.layer_shape(layer) for layer in (0, 1, None)] == [(16, 48)] * 3
+    with pytest.raises(StoreDamagedError, match=r"^tiny has no layer 2: it has 2$"):
+        encoder.layer_shape(2)
+    pyramid = encoder.model_copy(update={"pyramid": ((4, 96), (8, 192))})
+    assert [pyramid.layer_shape(layer) for layer in (0, 1, None)] == [(4, 96), (8, 192), (16, 48)]

@@ -13,7 +13,7 @@ import zarr
 from making import make_table, tiny_request
 
 from dinocache import documents
-from dinocache.encoders import encoder_spec, load_encoder
+from dinocache.encoders import encoder_spec
 from dinocache.errors import (
     RequestError,
     StoreDamagedError,
@@ -21,7 +21,15 @@ from dinocache.errors import (
     StoreNotFoundError,
 )
 from dinocache.extract import extract
-from dinocache.layout import FEATURES, SEALED, UNITS
+from dinocache.inference import load_encoder
+from dinocache.layout import (
+    FEATURES,
+    SEALED,
+    UNITS,
+    check_kinds,
+    is_row_kind,
+    layer_number,
+)
 from dinocache.readers import ImageReader
 from dinocache.store import FeatureStore
 from dinocache.transforms import Preprocess
@@ -42,12 +50,7 @@ def test_features_are_those_of_the_encoder(tiny_store: FeatureStore, tiny_table:
     ids = ["0000", "0017", "0041"]
     for item_id in ids:
         row = ImageReader().read(tiny_table.parent / f"png/{item_id}.png", 0, 1).rows[0]
-        tokens = encoder(prepare(row)[None])
-        wanted = {
-            "cls": tokens.cls,
-            "mean": tokens.patches.mean((1, 2)),
-            "dense": tokens.patches,
-        }
+        wanted = encoder(prepare(row, (0, 255))[None], ("cls", "mean", "dense"))
         for kind, values in wanted.items():
             stored = tiny_store.rows(kind, item_id).astype(np.float32)
             # A batch of one rounds otherwise than a batch of eight; float16 adds half an ulp.
@@ -171,10 +174,22 @@ def test_a_record_of_another_store_is_refused(copy: Path) -> None:
         FeatureStore(copy).rows("cls", "0003")
 
 
-def test_a_newer_format_says_so(copy: Path) -> None:
-    body = documents.read(copy / "store.json", "store.json") | {"format": 2}
-    (copy / "store.json").write_bytes(documents.encode(body))
-    with pytest.raises(StoreDamagedError, match="says format 2; this version of dinocache reads 1"):
+@pytest.mark.parametrize(
+    ("version", "way_out"),
+    [
+        (1, r"Extract it again\."),
+        (3, r"Upgrade dinocache to read it\."),
+        ("new", r"Upgrade dinocache to read it\."),
+    ],
+)
+def test_another_format_says_so(copy: Path, version: object, way_out: str) -> None:
+    body = documents.read(copy / "store.json", "store.json")
+    assert body["format"] == 2
+    (copy / "store.json").write_bytes(documents.encode(body | {"format": version}))
+    with pytest.raises(
+        StoreDamagedError,
+        match=rf"says format {version!r}; this version of dinocache reads 2\. {way_out}$",
+    ):
         FeatureStore(copy)
 
 
@@ -251,3 +266,22 @@ def test_every_flipped_bit_of_an_arrays_description_is_an_error(copy: Path, kind
         else:  # only the length may differ, and only where nothing that is read depends on it
             np.testing.assert_array_equal(found, expected)
     assert refused > len(content)
+
+
+def test_kinds_have_one_order_and_one_name() -> None:
+    asked = ["image", "dense", "dense.L10", "dense.L02", "embed", "dense.L02", "mean", "cls"]
+    in_order = ("cls", "mean", "embed", "dense.L02", "dense.L10", "dense", "image")
+    assert check_kinds(asked) == in_order
+    assert [layer_number(kind) for kind in in_order] == [None, None, None, 2, 10, None, None]
+    assert [is_row_kind(kind) for kind in in_order] == [True] * 6 + [False]
+
+
+@pytest.mark.parametrize("kind", ["dense.L5", "dense.L005", "dense.l05", "dense.", "item_cls", ""])
+def test_kinds_that_are_none(kind: str) -> None:
+    message = (
+        rf"^--features: {kind!r}; choose from cls, mean, embed, dense, dense\.L05 and the like, "
+        r"image, mask$"
+    )
+    assert not is_row_kind(kind)
+    with pytest.raises(RequestError, match=message):
+        check_kinds(["cls", kind])

@@ -77,7 +77,9 @@ def test_what_a_person_reads(tiny_store: FeatureStore, capsys: pytest.CaptureFix
         pytest.param(["--target", ","], "--target: name at least one column", id="no-target"),
         pytest.param(["--target", "third,third"], "give each once", id="target-twice"),
         pytest.param(["--target", "third", "--features", "cls,cls"], "give each once", id="kind"),
-        pytest.param(["--target", "third", "--features", ","], "from cls, mean", id="no-kind"),
+        pytest.param(
+            ["--target", "third", "--features", ","], "from cls, mean, embed", id="no-kind"
+        ),
         pytest.param(["--target", "third", "--set", "k"], "is written key=value", id="no-value"),
         pytest.param(["--target", "third", "--set", "k=4"], "k is given twice", id="set-twice"),
     ],

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dinocache.errors import DinocacheError, StoreIncompleteError
 from dinocache.extract import extract
+from dinocache.recipe import WindowRecipe
 from dinocache.store import FeatureStore
 from probes.features import first_dense_item, load_item_features, store_facts
 
@@ -31,6 +32,35 @@ def test_kinds_are_concatenated_in_the_order_given(tiny_store: FeatureStore) -> 
     np.testing.assert_array_equal(both, np.concatenate([mean, cls], axis=1))
 
 
+def test_the_vector_that_the_publisher_uses_is_the_default(
+    tiny_store: FeatureStore, tmp_path: Path
+) -> None:
+    """Else the next that the store has; never two of them, and never a map."""
+    loaded = load_item_features(tiny_store.path, None)
+    assert loaded.kinds == ("cls",)
+    np.testing.assert_array_equal(loaded.x, load_item_features(tiny_store.path, ["cls"]).x)
+    table = make_table(tmp_path, 3)
+    stores = {
+        features: extract(
+            tiny_request(
+                table,
+                tmp_path / "f",
+                model="timm:test_convnext",
+                resolution=(32, 64),
+                features=features,
+                variant="-".join(features),
+            )
+        ).path
+        for features in (("mean", "embed"), ("mean", "dense"))
+    }
+    with_embed, without = (load_item_features(path, None) for path in stores.values())
+    assert (with_embed.kinds, without.kinds) == (("embed",), ("mean",))
+    assert with_embed.x.shape == without.x.shape == (3, 64)
+    assert not np.array_equal(with_embed.x, without.x)
+    mean = load_item_features(stores["mean", "embed"], ["mean"])
+    np.testing.assert_array_equal(mean.x, without.x)
+
+
 def test_the_origin_of_features(tiny_store: FeatureStore) -> None:
     facts = store_facts(tiny_store.path)
     assert facts == load_item_features(tiny_store.path, ["mean"]).store
@@ -47,6 +77,21 @@ def test_the_first_item_with_its_image(tiny_store: FeatureStore, tiny_table: Pat
     np.testing.assert_array_equal(patches, tiny_store.rows("dense", "0000")[0])
     pixels = np.asarray(Image.open(tiny_table.parent / "png/0000.png"))
     np.testing.assert_allclose(image, pixels / np.float32(255), atol=1e-6)
+
+
+def test_a_picture_is_within_its_window(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 1)
+    request = tiny_request(
+        table,
+        tmp_path / "f",
+        features=("dense", "image"),
+        window=WindowRecipe(mode="range", low=30, high=90),
+    )
+    _, _, image = first_dense_item(extract(request).path)
+    pixels = np.asarray(Image.open(tmp_path / "png/0000.png"), np.float32)
+    assert pixels.min() < 30
+    assert pixels.max() > 90
+    np.testing.assert_allclose(image, ((pixels - 30) / 60).clip(0, 1), atol=1e-6)
 
 
 def test_a_colour_image_whose_forerunner_failed(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def test_official_split_multilabel_and_both_kinds(copy: Path, tiny_table: Path) 
     assert (result.split.n_train, result.split.n_test, result.items) == (24, 10, 40)
     assert set(result.per_class) == {"bright", "other"}
     assert result.left_out == {"0040": "no value of 'fold'", "0041": "no value of 'fold'"}
+    assert result.features == ("cls", "mean")
     assert load_item_features(store, ["cls", "mean"]).x.shape == (42, 96)
 
 
@@ -200,7 +201,8 @@ def mistakes() -> list[object]:
         (None, ["--target", "bright", "--head", "oak"], 2, "--head 'oak': choose from knn, linear"),
         (None, ["--target", "bright", "--set", "glow=1"], 2, "head linear has no setting 'glow'"),
         (None, ["--target", "bright", "--set", "lr=fast"], 2, "must be"),
-        (None, ["--target", "bright", "--features", "dense"], 2, "choose from cls, mean"),
+        (None, ["--target", "bright", "--features", "dense"], 2, "from cls, mean, embed"),
+        (None, ["--target", "bright", "--features", "embed"], 1, "has no 'embed'"),
         (None, ["--target", "bright", "--split", "a", "--folds", "3"], 2, "give one of them"),
         (None, ["--target", "third", "--positive", "a"], 1, "--positive is for two classes"),
         (None, ["--target", "bright", "--positive", "7"], 1, "--positive '7': target 'bright' has"),
@@ -361,6 +363,7 @@ def made_up(
     table = {"item_id": ids, "path": ids, "group": [f"p{g}" for g in groups], "t": labels}
     return ItemFeatures(
         x=x,
+        kinds=("cls",),
         items=pd.DataFrame(table | columns),
         failed={},
         store=StoreOrigin(
