@@ -22,8 +22,9 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from dinocache.encoders import encoder_spec, load_encoder
+from dinocache.encoders import encoder_spec
 from dinocache.extract import extract
+from dinocache.inference import load_encoder
 from dinocache.job import ExtractRequest
 from dinocache.manifest import find_dataset
 from dinocache.store import FeatureStore
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=192)
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
-    model = load_encoder(encoder_spec(options.model), "random:0").model
+    model = load_encoder(encoder_spec(options.model), "random:0").network.trunk
     print(
         f"{options.model} at {options.resolution}, {options.rows} rows, {torch.get_num_threads()} "
         f"threads, {os.cpu_count()} cores, torch {torch.__version__}, {platform.machine()}"

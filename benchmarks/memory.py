@@ -1,0 +1,117 @@
+"""Peak memory of an extraction against the bare forward pass, and of a row against the model of it.
+
+Each figure is the peak resident memory of a process of its own, as the system accounts it.
+
+    python benchmarks/memory.py [--model dinov3-s] [--resolution 256] [--batch 64] [--rows 192]
+    python benchmarks/memory.py --rows-of dinov3-s,dinov3-l,dinov3-convnext-base,resnet50
+"""
+
+import argparse
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from overhead import make_table
+
+
+def peak_mb() -> float:
+    """Of this process so far, 1e6 bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def bare(model: str, resolution: int, batch: int, passes: int) -> None:
+    """Run a plain timm loop and print its peak."""
+    import torch
+
+    from dinocache.encoders import encoder_spec
+    from dinocache.networks import build_network
+
+    spec = encoder_spec(model)
+    trunk = build_network(spec).trunk
+    for _ in range(passes):
+        pixels = torch.randn(batch, spec.channels, resolution, resolution)
+        with torch.inference_mode():
+            trunk.forward_features(pixels)
+    print(peak_mb())
+
+
+def ours(model: str, resolution: int, batch: int, rows: int) -> None:
+    """Extract copies of the embedded X-rays and print the peak."""
+    from dinocache.encoders import encoder_spec
+    from dinocache.extract import extract
+    from dinocache.job import ExtractRequest
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        request = ExtractRequest(
+            dataset=str(make_table(folder, rows)),
+            root=folder / "features",
+            model=model,
+            resolution=(resolution, resolution),
+            features=encoder_spec(model).kinds,
+            weights="random:0",
+            device="cpu",
+            batch=batch,
+        )
+        extract(request)
+        print(peak_mb())
+
+
+def measured(*arguments: object) -> float:
+    """Run this file in a process of its own and read the figure that it prints."""
+    command = [sys.executable, __file__, *(str(part) for part in arguments)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def compare_rows(models: str, resolution: int) -> None:
+    """Print what a row adds to the peak, beside what the plan assumes."""
+    from dinocache.cost import activation_bytes, gflop
+    from dinocache.encoders import encoder_spec
+
+    print("| encoder | side | MB a row, measured | assumed | assumed / measured |")
+    print("|---|---|---|---|---|")
+    for model in models.split(","):
+        spec = encoder_spec(model)
+        many = max(3, min(33, int(2000 / (gflop(spec, (resolution, resolution)) or 100))))
+        few = measured("bare", model, resolution, 1, 2)
+        added = (measured("bare", model, resolution, many, 2) - few) / (many - 1)
+        assumed = activation_bytes(spec, (resolution, resolution)) / 1e6
+        print(
+            f"| {model} | {resolution} | {added:.1f} | {assumed:.1f} | {assumed / added:.2f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["bare"]:
+        bare(sys.argv[2], *(int(part) for part in sys.argv[3:6]))
+        return
+    if sys.argv[1:2] == ["ours"]:
+        ours(sys.argv[2], *(int(part) for part in sys.argv[3:6]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="dinov3-s")
+    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=192)
+    parser.add_argument("--rows-of", help="Models, with commas.")
+    options = parser.parse_args()
+    if options.rows_of:
+        compare_rows(options.rows_of, options.resolution)
+        return
+    passes = options.rows // options.batch
+    forward = measured("bare", options.model, options.resolution, options.batch, passes)
+    extraction = measured("ours", options.model, options.resolution, options.batch, options.rows)
+    print(
+        f"{options.model} at {options.resolution}, batch {options.batch}, {options.rows} rows, "
+        f"{platform.machine()}: bare forward {forward:.0f} MB, extraction {extraction:.0f} MB, "
+        f"ratio {extraction / forward:.2f} (at most 1.30 is wanted)"
+    )
+
+
+if __name__ == "__main__":
+    main()
