@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -28,12 +28,39 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+RESIZES = ("squash", "pad", "crop")
+ARITHMETICS = ("float32", "uint8")
+ROPES = ("auto", "float32")
+PRECISIONS = ("fp32", "bf16")
+
+
+def _starting(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """Complete one of a few words."""
+    return lambda incomplete: [word for word in choices if word.startswith(incomplete)]
+
+
+def _encoder_names(start: str) -> list[str]:
+    """Complete what stands after --model."""
+    from dinocache.encoders import ENCODERS
+
+    return [spec.name for spec in ENCODERS if spec.name.startswith(start)]
+
+
+def _dataset_names(start: str) -> list[str]:
+    """Complete the name of a shipped dataset."""
+    from dinocache.manifest import shipped_manifests
+
+    return [name for name in shipped_manifests() if name.startswith(start)]
+
+
 DatasetArgument = Annotated[
     str,
     typer.Argument(
+        autocompletion=_dataset_names,
         help="Name of a shipped dataset (see `dinocache datasets`), path of a manifest (.yaml), "
         "or of a table (.csv, .tsv, .parquet) with a column `path` and, if wanted, item_id, "
-        "group, split, mask and any target columns."
+        "group, split, mask and any target columns.",
     ),
 ]
 StoreArgument = Annotated[Path, typer.Argument(help="Folder of a store.")]
@@ -55,7 +82,8 @@ NameOption = Annotated[
 ModelOption = Annotated[
     str,
     typer.Option(
-        help="Encoder: a name that `dinocache encoders` lists, timm:NAME, or open_clip:NAME/TAG."
+        autocompletion=_encoder_names,
+        help="Encoder: a name that `dinocache encoders` lists, timm:NAME, or open_clip:NAME/TAG.",
     ),
 ]
 ResolutionOption = Annotated[
@@ -86,15 +114,17 @@ LayersOption = Annotated[
 ResizeOption = Annotated[
     str | None,
     typer.Option(
+        autocompletion=_starting(RESIZES),
         help="How an image comes to the resolution: squash (default; the aspect ratio goes), pad "
-        "(with 0), or crop (the centre, as the encoder's publisher does)."
+        "(with 0), or crop (the centre, as the encoder's publisher does).",
     ),
 ]
 ArithmeticOption = Annotated[
     str | None,
     typer.Option(
+        autocompletion=_starting(ARITHMETICS),
         help="Resize in float32 (default), or in uint8 as the encoders' own libraries do; uint8 is "
-        "for 8-bit images."
+        "for 8-bit images.",
     ),
 ]
 WindowOption = Annotated[
@@ -157,8 +187,9 @@ def extract(
     rope: Annotated[
         str | None,
         typer.Option(
+            autocompletion=_starting(ROPES),
             help="RoPE periods: auto (the checkpoint's, else rounded to bfloat16 as released) "
-            "or float32."
+            "or float32.",
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -166,7 +197,11 @@ def extract(
         bool, typer.Option(help="Go on with a store that another kind of device began.")
     ] = False,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 or bf16. Default: bf16 on cuda, fp32 elsewhere.")
+        str | None,
+        typer.Option(
+            autocompletion=_starting(PRECISIONS),
+            help="fp32 or bf16. Default: bf16 on cuda, fp32 elsewhere.",
+        ),
     ] = None,
     compiled: Annotated[
         bool | None,
@@ -206,14 +241,14 @@ def extract(
         variant=variant,
         features=features,
         layers=layers,
-        resize=_choice("--resize", resize, ("squash", "pad", "crop")),
-        arithmetic=_choice("--arithmetic", arithmetic, ("float32", "uint8")),
+        resize=_choice("--resize", resize, RESIZES),
+        arithmetic=_choice("--arithmetic", arithmetic, ARITHMETICS),
         window=window,
         weights=weights,
-        rope=_choice("--rope", rope, ("auto", "float32")),
+        rope=_choice("--rope", rope, ROPES),
         device=device,
         any_device=any_device,
-        precision=_choice("--precision", precision, ("fp32", "bf16")),
+        precision=_choice("--precision", precision, PRECISIONS),
         compiled=compiled,
         batch=batch,
         unit_rows=unit_rows,
@@ -438,7 +473,10 @@ def datasets(
 def encoders(
     name: Annotated[
         str | None,
-        typer.Argument(help="One encoder, to explain it; also timm:NAME or open_clip:NAME/TAG."),
+        typer.Argument(
+            autocompletion=_encoder_names,
+            help="One encoder, to explain it; also timm:NAME or open_clip:NAME/TAG.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -123,6 +123,7 @@ class Engine:
         self._batch = header.grid.batch
         self._prepare = Preprocess(header.recipe.input, encoder.device)
         self._by_item = encoder.spec.network == "volume"
+        self._all_kinds = [kind for kind in writer.store.kinds if is_row_kind(kind)]
 
     def run(self, work: Sequence[UnitWork]) -> None:
         """Do some units; returns when all are committed.
@@ -262,9 +263,13 @@ class Engine:
             recipe = self._prepare.recipe
             empty = torch.zeros((recipe.channels, *recipe.resolution), device=self.encoder.device)
             rows = [empty if row is None else row for row in batch]
-            if self.encoder.compiled:  # for one shape, which the last batch of a unit keeps
+            asked = kinds
+            if self.encoder.compiled:
+                # One shape and one graph, also for what is left of a unit that was interrupted:
+                # what is compiled for other outputs may differ in its last bits.
                 rows += [empty] * (self._batch - len(rows))
-            found = self.encoder(torch.stack(rows), kinds)
+                asked = self._all_kinds
+            found = self.encoder(torch.stack(rows), asked)
             values = {kind: features[: len(batch)] for kind, features in found.items()}
         encoded = {}
         for kind in kinds:

@@ -185,3 +185,26 @@ def test_reading_a_store_needs_no_torch(tiny_store: FeatureStore) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("dinocache extract demo --model dinov3-convnext-", "dinov3-convnext-tiny"),
+        ("dinocache extract de", "demo"),
+        ("dinocache encoders biom", "biomedclip"),
+        ("dinocache extract demo --resize cr", "crop"),
+        ("dinocache plan demo --resol", "--resolution"),
+    ],
+)
+def test_tab_completes(
+    words: str,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("_DINOCACHE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert main([]) == 0
+    assert expected in capsys.readouterr().out.split()

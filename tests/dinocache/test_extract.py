@@ -691,3 +691,39 @@ def test_parse_window_refuses(text: str) -> None:
         RequestError, match=r"^--window '.*': give full-range, min-max, or LOW:HIGH in stored"
     ):
         parse_window(text)
+
+
+def test_what_is_compiled_sees_one_shape_and_one_set_of_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for the last rows of a unit, and for what an interrupted run left of it."""
+    seen: list[tuple[tuple[int, ...], tuple[str, ...]]] = []
+
+    def compile_(network: torch.nn.Module, *, dynamic: bool) -> torch.nn.Module:
+        assert not dynamic
+        network.register_forward_pre_hook(
+            lambda _, given: seen.append((tuple(given[0].shape), tuple(k for k, _ in given[1])))
+        )
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    table, features = make_table(tmp_path, 21), ("cls", "mean", "dense.L00", "image")
+    plain = extract(tiny_request(table, tmp_path / "plain", features=features))
+    assert seen == []
+    request = tiny_request(table, tmp_path / "f", features=features, compiled=True)
+    outcome = extract(request)
+    shape = (8, 3, 32, 48)
+    assert seen == [(shape, ("cls", "mean", "dense.L00"))] * 3  # 16 and 5 rows
+    for record in (outcome.path / "units").glob("0001-00001.mean.json"):
+        record.unlink()
+    (outcome.path / "sealed.json").unlink()
+    again = extract(request)
+    assert (again.rows, again.complete) == (5, True)
+    assert seen[3:] == [(shape, ("cls", "mean", "dense.L00"))]
+    for kind in ("cls", "mean", "dense.L00"):
+        for item_id in ("0000", "0020"):
+            ours = FeatureStore(again.path).rows(kind, item_id)
+            assert np.array_equal(ours, FeatureStore(plain.path).rows(kind, item_id))
+    assert FeatureStore(again.path).header.execution.compiled
+    with pytest.raises(RecipeMismatchError, match="--compile: True in the store, False asked for"):
+        extract(replace(request, compiled=False))

@@ -190,6 +190,22 @@ class TestAgainstTransformers:
         assert features["cls"].shape == (2, 768)
         assert largest_difference(features, reference, images) <= 1e-4
 
+    @pytest.mark.parametrize("name", ["dinov3-s", "dinov3-b"])
+    def test_bf16_points_the_same_way(self, name: str, tmp_path: Path) -> None:
+        """The class token and every patch of bf16 against float32 of the other implementation."""
+        spec = encoder_spec(name)
+        reference = reference_model(spec)
+        torch.save(published_by_meta(reference, spec), tmp_path / "w.pth")
+        images = pixels(2, 3, 64, 64)
+        features = load_encoder(spec, str(tmp_path / "w.pth"), precision="bf16")(images, TOKENS)
+        with torch.inference_mode():
+            expected = reference(images).last_hidden_state
+        cosine = torch.nn.functional.cosine_similarity
+        assert float(cosine(features["cls"], expected[:, 0], dim=-1).min()) >= 0.999
+        patches = cosine(features["dense"].flatten(1, 2), expected[:, 5:], dim=-1)
+        assert patches.shape == (2, 16)
+        assert float(patches.min()) >= 0.999
+
 
 class TestRandom:
     def test_seeds(self) -> None:
