@@ -1,11 +1,12 @@
 """Images a second of encoders, beside a plain timm loop and this machine's matrix products.
 
-The two loops run in turn, A B A B, on the same random pixels with the same random weights, and
-their ratio is taken pair by pair. The plain loop is what people write: timm's model,
-`forward_features`, float32, no compiling. On a GPU ours is bf16 and compiled, as by default there.
+The two loops run in turn, A B A B, on the same random pixels, with random weights, and their ratio
+is taken pair by pair. The plain loop is what people write: timm's model, `forward_features`,
+float32, no compiling. On a GPU ours is bf16 and compiled, as by default there.
 
     python benchmarks/encoders.py [--device auto] [--models dinov3-s,dinov3-b,dinov3-l]
                                   [--sides 224,256,512] [--pairs 9] [--cpu-gflop 75]
+                                  [--precision bf16] [--compile]
 """
 
 import argparse
@@ -22,8 +23,6 @@ from dinocache.devices import can_compile, choose_device
 from dinocache.encoders import EncoderSpec, encoder_spec
 from dinocache.inference import Encoder, load_encoder
 from dinocache.networks import build_network
-
-KINDS = ("cls", "mean")
 
 
 def seconds(
@@ -54,14 +53,16 @@ def plain_loop(spec: EncoderSpec, device: torch.device) -> Callable[[torch.Tenso
 
     def run(pixels: torch.Tensor) -> object:
         with torch.inference_mode():
-            tokens = model.forward_features(pixels)
-            return tokens[:, 0], tokens[:, spec.prefix_tokens :].mean(1)
+            features = model.forward_features(pixels)
+            if features.ndim == 4:
+                return features.mean((2, 3))
+            return features[:, 0], features[:, spec.prefix_tokens :].mean(1)
 
     return run
 
 
 def our_loop(encoder: Encoder) -> Callable[[torch.Tensor], object]:
-    return lambda pixels: encoder(pixels, KINDS)
+    return lambda pixels: encoder(pixels, encoder.spec.vectors)
 
 
 def main() -> None:
@@ -71,10 +72,12 @@ def main() -> None:
     parser.add_argument("--sides", default="224,256,512")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--cpu-gflop", type=float, default=75, help="Of a pass on a CPU.")
+    parser.add_argument("--precision", help="Default: bf16 on a GPU, fp32 elsewhere.")
+    parser.add_argument("--compile", action="store_true", help="Also on a CPU.")
     options = parser.parse_args()
     device = torch.device(choose_device(options.device))
     on_gpu = device.type == "cuda"
-    precision = "bf16" if on_gpu else "fp32"
+    precision = options.precision or ("bf16" if on_gpu else "fp32")
     peak = matmul_peak(device, torch.bfloat16 if on_gpu else torch.float32)
     name = torch.cuda.get_device_name(device) if on_gpu else f"{os.cpu_count()} cores"
     print(
@@ -86,7 +89,7 @@ def main() -> None:
     for model in options.models.split(","):
         spec = encoder_spec(model)
         plain = plain_loop(spec, device)
-        compiled = can_compile(str(device))
+        compiled = options.compile or can_compile(str(device))
         ours = our_loop(
             load_encoder(spec, "random:0", device=device, precision=precision, compiled=compiled)
         )

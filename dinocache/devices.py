@@ -52,7 +52,7 @@ def device_memory(device: str) -> int:
 def can_compile(device: str) -> bool:
     """Tell whether torch can compile for a device, to any use.
 
-    On a CPU it takes 40 s and gains nothing (docs/benchmarks.md).
+    On a CPU it takes 20 s and gains next to nothing (docs/benchmarks.md).
     """
     if not device.startswith("cuda"):
         return False
