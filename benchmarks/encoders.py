@@ -20,9 +20,10 @@ import torch
 
 from dinocache.cost import default_batch, gflop
 from dinocache.devices import can_compile, choose_device
-from dinocache.encoders import EncoderSpec, encoder_spec
+from dinocache.encoders import encoder_spec
 from dinocache.inference import Encoder, load_encoder
 from dinocache.networks import build_network
+from dinocache.spec import EncoderSpec
 
 
 def seconds(

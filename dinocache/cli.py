@@ -13,7 +13,6 @@ from dinocache import __version__
 from dinocache.terminal import echo_json, run
 
 if TYPE_CHECKING:
-    from dinocache.encoders import EncoderSpec
     from dinocache.extract import Outcome
     from dinocache.job import ExtractRequest
     from dinocache.recipe import WindowRecipe
@@ -487,19 +486,20 @@ def encoders(
     """
     from dinocache.encoders import ENCODERS
     from dinocache.libraries import find_encoder
+    from dinocache.listing import encoder_facts, print_encoders, shown
 
     if name is not None:
-        facts = _encoder_facts(find_encoder(name))
+        facts = encoder_facts(find_encoder(name))
         if json:
             echo_json(facts)
         else:
-            _print_rows([(key.replace("_", " "), _shown(value)) for key, value in facts.items()])
+            _print_rows([(key.replace("_", " "), shown(value)) for key, value in facts.items()])
         return
-    rows = [_encoder_facts(spec) for spec in ENCODERS]
+    rows = [encoder_facts(spec) for spec in ENCODERS]
     if json:
         echo_json(rows)
         return
-    _print_encoders(rows)
+    print_encoders(rows)
 
 
 @app.command()
@@ -638,86 +638,5 @@ def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _encoder_facts(spec: "EncoderSpec") -> dict[str, Any]:
-    from dinocache.checkpoints import FAMILIES
-    from dinocache.cost import gflop
-    from dinocache.encoders import takes
-    from dinocache.weights import cached_weights
-
-    path = cached_weights(spec)
-    sizes = (224, 256, 512)
-    return {
-        "name": spec.name,
-        "dim": spec.dim,
-        "depth": spec.depth,
-        "patch_px": spec.patch_px,
-        "kinds": spec.kinds,
-        "embed_dim": spec.embed_dim,
-        "params": spec.params,
-        "gflop": {
-            str(side): round(cost, 1)
-            for side in sizes
-            if takes(spec, (side, side)) and (cost := gflop(spec, (side, side))) is not None
-        },
-        "sides": f"{spec.fixed_px} only" if spec.fixed_px else f"multiples of {spec.step_px}",
-        "native_px": spec.native_px,
-        "mean": spec.mean,
-        "std": spec.std,
-        "filter": spec.filter,
-        "crop_pct": spec.crop_pct,
-        "licence": spec.licence,
-        "gated": spec.gated,
-        "weights_here": str(path) if path else None,
-        "hub": [hub_file.repo for hub_file in spec.hub],
-        "files": spec.files,
-        "formats": FAMILIES[spec.family].formats,
-        "to_obtain": spec.obtain,
-        "untested": spec.untested or None,
-    }
-
-
-def _print_encoders(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    cost_title = "GFLOP 224/256/512"
-    for title in ("name", "dim", "patch", "params", cost_title, "licence", "access", "here", ""):
-        right = title in ("dim", "patch", "params", cost_title)
-        table.add_column(title, justify="right" if right else "left", no_wrap=title != "")
-    for row in rows:
-        cost = " / ".join(f"{row['gflop'].get(side, '-')}" for side in ("224", "256", "512"))
-        table.add_row(
-            row["name"],
-            str(row["dim"]),
-            str(row["patch_px"]),
-            f"{row['params'] / 1e6:.1f} M",
-            cost,
-            row["licence"],
-            "gated" if row["gated"] else "free",
-            "yes" if row["weights_here"] else "no",
-            f"untested: {row['untested']}" if row["untested"] else "",
-        )
-    # Piped, a table is as wide as its rows, not as a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-    print(_BESIDES)
-
-
-_BESIDES = """
-Besides: timm:NAME, any model of timm, and open_clip:NAME/TAG, any image tower of open_clip.
-CT-CLIP and CT-Net of the paper stay published rows: the one is no encoder of rows but of whole
-volumes of one size, the other has no published weights."""
-
-
 def _window(window: "WindowRecipe") -> str:
     return f"{window.low:g} to {window.high:g}" if window.mode == "range" else window.mode
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{inner} at {key}" for key, inner in value.items()) or "-"
-    if isinstance(value, list | tuple):
-        return ", ".join(str(inner) for inner in value) or "-"
-    return (
-        "-" if value is None else "yes" if value is True else "no" if value is False else str(value)
-    )

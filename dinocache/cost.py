@@ -3,7 +3,7 @@
 All from the table's facts: the plan must be the same on every machine.
 """
 
-from dinocache.encoders import EncoderSpec
+from dinocache.spec import EncoderSpec
 
 __all__ = ["activation_bytes", "default_batch", "gflop", "weight_bytes"]
 

@@ -18,117 +18,15 @@ References:
 """
 
 import difflib
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 from dinocache.errors import RequestError
+from dinocache.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, HubFile
 
-__all__ = [
-    "ENCODERS",
-    "EncoderSpec",
-    "HubFile",
-    "Network",
-    "Triple",
-    "check_resolution",
-    "dense_kinds",
-    "encoder_spec",
-    "extracted_kinds",
-    "takes",
-]
+__all__ = ["ENCODERS", "encoder_spec"]
 
-Network = Literal["tokens", "maps", "volume", "open-clip"]
-Triple = tuple[float, float, float]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file of weights on the Hugging Face hub."""
-
-    repo: str
-    file: str = "model.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderSpec:
-    """Facts of one encoder."""
-
-    name: str
-    network: Network
-    """How it is built and read: `tokens` (a vision transformer), `maps` (a convolutional network),
-    `volume` (a 3D U-Net over the rows of an item), `open-clip` (that library's own tower)."""
-    family: str
-    """Whose checkpoint formats it has; see `dinocache.checkpoints`."""
-    library_name: str = ""
-    """Under which timm or open_clip builds it."""
-    arguments: Mapping[str, object] = field(default_factory=dict)
-    """Of timm's constructor, besides what the model's name says."""
-    same_padding: tuple[str, ...] = ()
-    """What of a ResNet pads as TensorFlow's and JAX's SAME does, more behind than before: `pool`,
-    `convolution`."""
-    dim: int
-    """Width of a patch token, or channels of the last map."""
-    depth: int
-    """Number of blocks, or of stages, whose maps can be kept."""
-    patch_px: int
-    """Side of what one token or map element stands for, px."""
-    pyramid: tuple[tuple[int, int], ...] = ()
-    """(patch_px, dim) of each stage, where they differ."""
-    prefix_tokens: int = 0
-    """cls and registers, before the patches."""
-    step_px: int
-    """Both sides of an input are multiples of this."""
-    fixed_px: int | None = None
-    """The one side that it takes, where it takes only one."""
-    native_px: int
-    """The side it was trained or is evaluated at."""
-    vectors: tuple[str, ...] = ("cls", "mean")
-    """Kinds of vector that a row has, the one that its publisher uses first."""
-    embed_dim: int | None = None
-    """Width of `embed`, where there is one."""
-    channels: Literal[1, 3] = 3
-    mean: Triple = IMAGENET_MEAN
-    """Of red, green, blue in [0, 1]; for a grey input the first counts."""
-    std: Triple = IMAGENET_STD
-    filter: Literal["bicubic", "bilinear"] = "bicubic"
-    """The publisher's resizing filter."""
-    crop_pct: float = 1.0
-    """Part of the resized image that the publisher's evaluation keeps, under `crop`."""
-    window: Literal["full-range", "min-max"] = "full-range"
-    rope_base: float | None = None
-    params: int
-    """Without a classifier."""
-    classifier: tuple[str, ...] = ()
-    """Modules of the library's model that its file has and features do without."""
-    gflop_224: float | None = None
-    """Of convolutional networks: 1e9 operations (a multiply-add is two) for 224 x 224 px."""
-    licence: str
-    """Of the weights."""
-    gated: bool
-    """Whether the publisher gives out its own file only after a form."""
-    hub: tuple[HubFile, ...] = ()
-    """Where the hub has the weights, the first choice first."""
-    files: tuple[str, ...] = ()
-    """The publisher's own files; eight hex digits in a name begin their sha256."""
-    obtain: str
-    """What to do to get them, as one sentence without a full stop."""
-    untested: str = ""
-    """Why no test builds this very row from a file in its published names."""
-
-    def layer_shape(self, layer: int) -> tuple[int, int]:
-        """Give (patch_px, dim) of a block's or stage's map, counted from 0."""
-        return self.pyramid[layer] if self.pyramid else (self.patch_px, self.dim)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """What can be kept of a row, besides maps of earlier layers."""
-        return (*self.vectors, "dense")
 
 
 def _dinov3(
@@ -666,8 +564,6 @@ ENCODERS = (
 )
 """All that is known by a name of its own, in the order in which it is listed to people."""
 
-_LAYERS = re.compile(r"last(\d*)|\d{1,2}(?:,\d{1,2})*")
-
 
 def encoder_spec(name: str) -> EncoderSpec:
     """Look up an encoder of the table.
@@ -692,104 +588,3 @@ def encoder_spec(name: str) -> EncoderSpec:
         f"there is no encoder {name!r}; {hint} `dinocache encoders` lists them; timm:NAME and "
         "open_clip:NAME/TAG take any model of those libraries"
     )
-
-
-def takes(spec: EncoderSpec, resolution: tuple[int, int]) -> bool:
-    """Tell whether an encoder can take an input of (height, width) px."""
-    if spec.fixed_px is not None:
-        return resolution == (spec.fixed_px, spec.fixed_px)
-    return all(side > 0 and side % spec.step_px == 0 for side in resolution)
-
-
-def check_resolution(spec: EncoderSpec, resolution: tuple[int, int]) -> None:
-    """Refuse a size that the encoder cannot take.
-
-    Args:
-        spec: The encoder.
-        resolution: (height, width), px.
-
-    Raises:
-        RequestError: If a side is no positive multiple of what it must be.
-    """
-    if takes(spec, resolution):
-        return
-    height, width = resolution
-    what = f"{spec.name} cannot take {height}x{width} px (height x width)"
-    if spec.fixed_px is not None:
-        raise RequestError(f"{what}: it takes {spec.fixed_px}x{spec.fixed_px} only")
-    step = spec.step_px
-    below = [max(side // step, 1) * step for side in resolution]
-    above = [max(-(-side // step), 1) * step for side in resolution]
-    nearest = dict.fromkeys(f"{h}x{w}" for h, w in (below, above))
-    raise RequestError(
-        f"{what}: both sides must be positive multiples of {step} px. "
-        f"Nearest that work: {' or '.join(nearest)}"
-    )
-
-
-def dense_kinds(spec: EncoderSpec, layers: str) -> tuple[str, ...]:
-    """Name the kinds that `--layers` asks for.
-
-    Args:
-        spec: The encoder.
-        layers: `last`, `last4` and the like, or block (stage) numbers from 0 with commas.
-
-    Returns:
-        `dense` for the last layer, `dense.L05` for the sixth, in order of depth.
-
-    Raises:
-        RequestError: If it is none of these, or there is no such layer.
-    """
-    match = _LAYERS.fullmatch(layers.strip())
-    what = "stages" if spec.pyramid else "blocks"
-    if match is None:
-        raise RequestError(
-            f"--layers {layers!r}: give last, last4 (the last four), or numbers of {what} from 0 "
-            f"with commas, as 5,{spec.depth - 1}"
-        )
-    if layers.strip().startswith("last"):
-        count = int(match[1] or 1)
-        numbers = list(range(spec.depth - count, spec.depth)) if count else []
-    else:
-        numbers = sorted({int(part) for part in layers.split(",")})
-    if not numbers or numbers[0] < 0 or numbers[-1] >= spec.depth:
-        raise RequestError(
-            f"--layers {layers!r}: {spec.name} has {spec.depth} {what}, numbered 0 to "
-            f"{spec.depth - 1}"
-        )
-    return tuple("dense" if n == spec.depth - 1 else f"dense.L{n:02d}" for n in numbers)
-
-
-def extracted_kinds(
-    spec: EncoderSpec, asked: tuple[str, ...] | None, defaults: tuple[str, ...], layers: str | None
-) -> tuple[str, ...]:
-    """Settle which kinds an extraction is about.
-
-    Args:
-        spec: The encoder.
-        asked: What a person said; None for nothing.
-        defaults: What holds then: the store's or the dataset's. The vectors among the dataset's
-            stand for all that the encoder has.
-        layers: As for `dense_kinds`; replaces `dense`. None for nothing said.
-
-    Returns:
-        Kinds, unordered.
-
-    Raises:
-        RequestError: If the encoder has none of what was asked for.
-    """
-    kinds = asked
-    if kinds is None:
-        of_rows = ("cls", "mean", "embed")
-        vectors = spec.vectors or ("dense",)
-        kinds = tuple(k for d in defaults for k in (vectors if d in of_rows else (d,)))
-    if layers is not None:
-        kinds = (*(k for k in kinds if not k.startswith("dense")), *dense_kinds(spec, layers))
-    last = f"dense.L{spec.depth - 1:02d}"
-    kinds = tuple(dict.fromkeys("dense" if k == last else k for k in kinds))
-    for kind in kinds:
-        if kind.startswith("dense.L"):
-            dense_kinds(spec, kind.removeprefix("dense.L"))
-        elif kind in ("cls", "mean", "embed") and kind not in spec.vectors:
-            raise RequestError(f"{spec.name} has no {kind!r}; it has {', '.join(spec.kinds)}")
-    return kinds

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dinocache.checkpoints import Checkpoint, read_checkpoint
-from dinocache.encoders import ENCODERS, EncoderSpec, check_resolution
+from dinocache.encoders import ENCODERS
 from dinocache.errors import RequestError, WeightsError
 from dinocache.networks import Network, build_network, wanted
+from dinocache.spec import EncoderSpec, check_resolution
 from dinocache.weights import Weights, resolve_weights, tensors_sha256
 
 __all__ = ["Encoder", "Precision", "Rope", "RopeSource", "load_encoder"]

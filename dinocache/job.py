@@ -14,7 +14,6 @@ import pandas as pd
 from dinocache import __version__
 from dinocache.cost import default_batch
 from dinocache.devices import can_compile, choose_device, device_memory
-from dinocache.encoders import EncoderSpec, check_resolution, extracted_kinds
 from dinocache.engine import Engine, Source, UnitWork
 from dinocache.errors import ItemError, RecipeMismatchError, RequestError, WeightsError
 from dinocache.items import check_name, same_labels
@@ -36,6 +35,7 @@ from dinocache.recipe import (
     resolution_name,
 )
 from dinocache.records import Execution, Header
+from dinocache.spec import EncoderSpec, check_resolution, extracted_kinds
 from dinocache.store import FeatureStore
 from dinocache.writer import StoreWriter, create_store
 

@@ -7,8 +7,9 @@ of the model itself, built without memory.
 import difflib
 from typing import Any
 
-from dinocache.encoders import EncoderSpec, HubFile, encoder_spec
+from dinocache.encoders import encoder_spec
 from dinocache.errors import RequestError
+from dinocache.spec import EncoderSpec, HubFile
 
 __all__ = ["find_encoder", "open_clip_tower"]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dinocache.encoders import EncoderSpec
 from dinocache.errors import RequestError
 from dinocache.layout import layer_number
+from dinocache.spec import EncoderSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from dinocache.durable import make_folder, replace_durably
-from dinocache.encoders import EncoderSpec, HubFile
 from dinocache.errors import RequestError, WeightsError, WeightsUnavailableError
+from dinocache.spec import EncoderSpec, HubFile
 
 if TYPE_CHECKING:
     from torch import Tensor

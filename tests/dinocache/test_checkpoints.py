@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from dinocache.checkpoints import FAMILIES, Checkpoint, read_checkpoint
-from dinocache.encoders import ENCODERS, EncoderSpec
+from dinocache.encoders import ENCODERS
 from dinocache.errors import WeightsError
+from dinocache.spec import EncoderSpec
 from dinocache.weights import Weights
 
 DIM, DEPTH, REGISTERS = 6, 3, 4

@@ -7,8 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinocache.cost import activation_bytes, default_batch, gflop, weight_bytes
-from dinocache.encoders import ENCODERS, EncoderSpec, encoder_spec
+from dinocache.encoders import ENCODERS, encoder_spec
 from dinocache.networks import Network, build_network, wanted
+from dinocache.spec import EncoderSpec
 
 GB = 1e9
 COUNTED = [spec for spec in ENCODERS if spec.network != "volume"]

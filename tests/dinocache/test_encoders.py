@@ -7,17 +7,10 @@ import pytest
 import timm
 import torch
 
-from dinocache.encoders import (
-    ENCODERS,
-    EncoderSpec,
-    check_resolution,
-    dense_kinds,
-    encoder_spec,
-    extracted_kinds,
-    takes,
-)
+from dinocache.encoders import ENCODERS, encoder_spec
 from dinocache.errors import RequestError
 from dinocache.networks import build_network, wanted
+from dinocache.spec import EncoderSpec, check_resolution, dense_kinds, extracted_kinds, takes
 
 TINY = encoder_spec("tiny")
 SMALL = encoder_spec("dinov3-s")

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-from dinocache.encoders import EncoderSpec, encoder_spec
+from dinocache.encoders import encoder_spec
 from dinocache.errors import RequestError, WeightsError, WeightsUnavailableError
 from dinocache.inference import Encoder, load_encoder
 from dinocache.libraries import find_encoder
+from dinocache.spec import EncoderSpec
 
 TINY = encoder_spec("tiny")
 HEADS = {"dinov3-s": 6, "dinov3-b": 12, "tiny": 3}

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from dinocache.cost import default_batch, gflop
-from dinocache.encoders import EncoderSpec, HubFile, encoder_spec
+from dinocache.encoders import encoder_spec
 from dinocache.errors import RequestError, WeightsError
 from dinocache.inference import load_encoder
 from dinocache.libraries import find_encoder
+from dinocache.spec import EncoderSpec, HubFile
 
 TIMM_VIT = "timm:test_vit.r160_in1k"
 TIMM_CNN = "timm:test_convnext.r160_in1k"

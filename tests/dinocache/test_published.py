@@ -13,9 +13,10 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dinocache.encoders import ENCODERS, EncoderSpec, encoder_spec
+from dinocache.encoders import ENCODERS, encoder_spec
 from dinocache.errors import WeightsError
 from dinocache.inference import load_encoder
+from dinocache.spec import EncoderSpec
 
 Tensors = dict[str, Tensor]
 Features = dict[str, Tensor]

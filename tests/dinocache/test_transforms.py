@@ -15,9 +15,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from dinocache.encoders import ENCODERS, EncoderSpec
+from dinocache.encoders import ENCODERS
 from dinocache.errors import ItemError
 from dinocache.recipe import InputRecipe, ResizeRecipe, WindowRecipe
+from dinocache.spec import EncoderSpec
 from dinocache.transforms import (
     Preprocess,
     _resize_float,

@@ -13,8 +13,9 @@ import huggingface_hub
 import pytest
 import torch
 
-from dinocache.encoders import EncoderSpec, encoder_spec
+from dinocache.encoders import encoder_spec
 from dinocache.errors import RequestError, WeightsError, WeightsUnavailableError
+from dinocache.spec import EncoderSpec
 from dinocache.weights import (
     Weights,
     cached_weights,
