@@ -39,7 +39,6 @@ _WRAPPERS = (
     "classy_state_dict",
     "base_model",
     "model_state_dict",
-    "model_ema",
     "model",
     "trunk",
     "teacher",

@@ -605,6 +605,8 @@ def _print_outcome(outcome: "Outcome", json: bool) -> None:
                 "rows": outcome.rows,
                 "units": outcome.units,
                 "seconds": round(outcome.seconds, 3),
+                "weights": outcome.weights,
+                "random_weights": outcome.random_weights,
                 "failures": [_failure_facts(f) for f in outcome.failures],
             }
         )
@@ -614,6 +616,8 @@ def _print_outcome(outcome: "Outcome", json: bool) -> None:
         if outcome.units
         else "nothing was missing"
     )
+    if outcome.random_weights:
+        print(f"RANDOM WEIGHTS ({outcome.weights}): for tests and demonstrations only")
     print(f"{outcome.path}: {'complete' if outcome.complete else 'incomplete'}; {done}")
 
 

@@ -48,11 +48,10 @@ def activation_bytes(spec: EncoderSpec, resolution: tuple[int, int]) -> int:
         resolution: (height, width), px.
 
     Returns:
-        Bytes, weights apart. Held against what is measured in `benchmarks/memory.py`.
+        Bytes, weights apart; not for a `volume` network, which takes an item at a time. Held
+        against what is measured in `benchmarks/memory.py`.
     """
     height, width = resolution
-    if spec.network == "volume":
-        return 4 * 80 * height * width
     if spec.pyramid:
         patch, dim = max(spec.pyramid, key=lambda stage: stage[1] / stage[0] ** 2)
         return 4 * 13 * dim * (height // patch) * (width // patch)
@@ -73,6 +72,8 @@ def default_batch(
     Returns:
         A power of two from 1 to 256.
     """
+    if spec.network == "volume":
+        return 1
     free = max(_USABLE * memory_bytes - weight_bytes(spec, "fp32"), 2e9)
     fits = int(free / activation_bytes(spec, resolution))
     operations = gflop(spec, resolution) or _ENOUGH_GFLOP

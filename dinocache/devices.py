@@ -2,7 +2,7 @@
 
 from dinocache.errors import RequestError
 
-__all__ = ["can_compile", "choose_device", "device_memory"]
+__all__ = ["can_compile", "choose_device", "device_memory", "has_bf16"]
 
 
 def choose_device(asked: str) -> str:
@@ -49,12 +49,21 @@ def device_memory(device: str) -> int:
     return int(psutil.virtual_memory().total)
 
 
+def has_bf16(device: str) -> bool:
+    """Tell whether a CUDA device multiplies in bfloat16 by itself (from Ampere on)."""
+    if not device.startswith("cuda"):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def can_compile(device: str) -> bool:
     """Tell whether torch can compile for a device, to any use.
 
     On a CPU it takes 20 s and gains next to nothing (docs/benchmarks.md).
     """
-    if not device.startswith("cuda"):
+    if not has_bf16(device):
         return False
     from torch.utils._triton import has_triton
 

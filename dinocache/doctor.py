@@ -84,9 +84,12 @@ def _packages() -> list[Finding]:
         try:
             importlib.import_module(name)
             version = metadata.version(distribution)
-        except ModuleNotFoundError:
+        except metadata.PackageNotFoundError:  # there, under another distribution's name
+            found.append(Finding(what=name, state="good", found="version unknown"))
+        except ModuleNotFoundError as exc:
             advice = "pip install 'dinocache[extract]'"
-            found.append(Finding(what=name, state="lack", found="not installed", advice=advice))
+            text = "not installed" if exc.name == name else f"needs {exc.name}, not installed"
+            found.append(Finding(what=name, state="lack", found=text, advice=advice))
         except Exception as exc:  # torchvision beside a foreign torch fails in its own way
             advice = "install torch and torchvision as a pair, see README, 'What each machine gets'"
             text = f"cannot be imported: {' '.join(str(exc).split())}"
@@ -131,7 +134,7 @@ def _devices() -> list[Finding]:
 def _readers() -> list[Finding]:
     try:
         from PIL import features
-    except ModuleNotFoundError:
+    except Exception:  # a broken one is reported among the packages
         return []
     lacking = [name for codec, name in _CODECS.items() if not features.check(codec)]
     codecs = Finding(
@@ -152,7 +155,7 @@ def _hub() -> list[Finding]:
     try:
         import huggingface_hub
         from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
-    except ModuleNotFoundError:
+    except Exception:  # a broken one is reported among the packages
         return []
     cache = Finding(what="hub cache", state="good", found=str(HF_HUB_CACHE))
     token = huggingface_hub.get_token() is not None
@@ -197,7 +200,7 @@ def _room(root: Path) -> list[Finding]:
     )
     try:
         import psutil
-    except ModuleNotFoundError:
+    except Exception:  # a broken one is reported among the packages
         return [disk]
     memory = psutil.virtual_memory()
     little = memory.available < _LITTLE_MEMORY

@@ -369,7 +369,10 @@ ENCODERS = (
         params=303_350_784,
         licence="cc-by-nc-nd-4.0",
         gated=True,
-        hub=(HubFile("MahmoodLab/UNI", "pytorch_model.bin"),),
+        hub=(
+            HubFile("MahmoodLab/UNI", "pytorch_model.bin"),
+            HubFile("MahmoodLab/uni", "pytorch_model.bin"),  # as many call it, and their cache
+        ),
         files=("pytorch_model.bin",),
         obtain=f"{_MAHMOOD}UNI",
     ),
@@ -446,7 +449,7 @@ ENCODERS = (
         licence="bsd-3-clause",
         gated=False,
         hub=(HubFile("timm/resnet50.tv_in1k"),),
-        files=(_TORCHVISION_RESNET,),
+        files=(_TORCHVISION_RESNET, "resnet50-19c8e357.pth"),
         obtain=f"Download download.pytorch.org/models/{_TORCHVISION_RESNET}",
     ),
     _resnet50(

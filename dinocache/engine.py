@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dinocache.errors import ItemError
+from dinocache.errors import ItemError, RequestError
 from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, is_row_kind
 from dinocache.plan import Segment, Unit
 from dinocache.progress import Progress
 from dinocache.readers import Geometry, Pixels, Reader
 from dinocache.records import Failure, Record, StoredObject
 from dinocache.store import FeatureStore
-from dinocache.transforms import Preprocess, window_range
+from dinocache.transforms import Preprocess, check_resizing, window_range
 from dinocache.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class Engine:
         header = writer.store.header
         self._batch = header.grid.batch
         self._prepare = Preprocess(header.recipe.input, encoder.device)
+        self._warned = False
         self._by_item = encoder.spec.network == "volume"
         self._all_kinds = [kind for kind in writer.store.kinds if is_row_kind(kind)]
 
@@ -201,7 +202,21 @@ class Engine:
                 "it is shared by several units, but its window or its encoder needs all of its "
                 "rows together; give it fewer rows"
             )
+        for row in rows:
+            check_resizing(recipe, row.shape[1:])
+        self._warn_of_dark(rows)
         return window_range(recipe, rows)
+
+    def _warn_of_dark(self, rows: Sequence[Pixels]) -> None:
+        """Say once that 16-bit images may hold 12 bits, which full-range makes near black."""
+        if self._warned or self._prepare.recipe.window.mode != "full-range":
+            return
+        if rows[0].dtype == np.uint16 and (top := max(int(row.max()) for row in rows)) < 1 << 13:
+            self._warned = True
+            self.progress.note(
+                f"note: a 16-bit image has no value above {top}; if all are so, make the store "
+                f"with --window 0:{(1 << top.bit_length()) - 1}, else they are near black"
+            )
 
     # A unit
 
@@ -264,12 +279,13 @@ class Engine:
             empty = torch.zeros((recipe.channels, *recipe.resolution), device=self.encoder.device)
             rows = [empty if row is None else row for row in batch]
             asked = kinds
-            if self.encoder.compiled:
+            if self.encoder.compiled and not self._by_item:
                 # One shape and one graph, also for what is left of a unit that was interrupted:
                 # what is compiled for other outputs may differ in its last bits.
                 rows += [empty] * (self._batch - len(rows))
                 asked = self._all_kinds
             found = self.encoder(torch.stack(rows), asked)
+            self._check_shapes(found)
             values = {kind: features[: len(batch)] for kind, features in found.items()}
         encoded = {}
         for kind in kinds:
@@ -289,6 +305,17 @@ class Engine:
                     gathered[kind].failed.setdefault(owner, self.source.failure(owner, reason))
             encoded[kind] = half
         return encoded
+
+    def _check_shapes(self, found: Mapping[str, "torch.Tensor"]) -> None:
+        """See that an encoder gives what its facts promise: zarr would cut off what is over."""
+        for kind, features in found.items():
+            promised = self.writer.layout(kind).tail
+            if tuple(features.shape[1:]) != promised:
+                raise RequestError(
+                    f"{self.encoder.spec.name} gives {kind} of {_size(features.shape[1:])} where "
+                    f"{_size(promised)} is stored; at its own "
+                    f"{self.encoder.spec.native_px} px it may fit"
+                )
 
     def _put_native(
         self, piece: _Piece, gathered: Mapping[str, _Committing], writing: "_WritingThread"

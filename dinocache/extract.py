@@ -1,5 +1,6 @@
 """Extraction: plan what is missing of a store, do it, close it; or say what that would be."""
 
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ class Outcome:
         units: Units done in this run.
         seconds: That this took.
         failures: Items without features, from any run.
+        weights: Their name.
+        random_weights: Whether they were drawn, not trained.
     """
 
     path: Path
@@ -42,6 +45,8 @@ class Outcome:
     units: int
     seconds: float
     failures: tuple[FailedItem, ...]
+    weights: str
+    random_weights: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,8 @@ def extract(request: ExtractRequest, progress: Progress | None = None) -> Outcom
         units=len(work),
         seconds=time.monotonic() - began,
         failures=tuple(writer.store.failures()),
+        weights=writer.store.header.recipe.encoder.weights.name,
+        random_weights=writer.store.header.recipe.encoder.weights.is_random,
     )
 
 
@@ -131,6 +138,8 @@ def dry_run(request: ExtractRequest) -> Forecast:
     """
     job = Job(request, QuietProgress())
     store = job.store
+    if store:
+        job.check_options(store, store.header.recipe.encoder.weights)
     planned = {i for s in store.segments for i in s.item_ids} if store else set()
     fresh = [item for item in job.count_rows() if item[0] not in planned]
     grid = store.header.grid if store else job.new_grid()
@@ -144,11 +153,7 @@ def dry_run(request: ExtractRequest) -> Forecast:
     recipe = store.header.recipe if store else job.recipe_of(NO_WEIGHTS, "bfloat16")
     sizes = {}
     for kind in (k for k in job.features if k not in NATIVE_KINDS):
-        layout = array_layout(kind, recipe, grid)
-        width = 1
-        for length in layout.tail:
-            width *= length
-        sizes[kind] = 2 * rows * width
+        sizes[kind] = 2 * rows * math.prod(array_layout(kind, recipe, grid).tail)
     units = {u.name for s in segments for u in s.units}
     return Forecast(
         path=job.path,
@@ -254,10 +259,7 @@ def _warn_of_space(writer: StoreWriter, work: Sequence[UnitWork], progress: Prog
     needed = 0
     for unit_work in work:
         for kind in (k for k in unit_work.kinds if k not in NATIVE_KINDS):
-            width = 2
-            for length in writer.layout(kind).tail:
-                width *= length
-            needed += unit_work.unit.n_rows * width
+            needed += 2 * unit_work.unit.n_rows * math.prod(writer.layout(kind).tail)
     free = shutil.disk_usage(writer.store.path).free
     if needed > free:
         progress.note(

@@ -83,7 +83,19 @@ class Encoder:
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         ):
             moved = pixels.to(self.device).contiguous(memory_format=layout)
-            features: dict[str, Tensor] = self._call(moved, wanted(kinds))
+            try:
+                features: dict[str, Tensor] = self._call(moved, wanted(kinds))
+            except torch.OutOfMemoryError as exc:
+                raise RequestError(
+                    f"{self.device} has too little memory for {len(pixels)} rows of "
+                    f"{height}x{width} px a pass of {self.spec.name}: make the store with a "
+                    f"smaller --batch, as {max(1, len(pixels) // 4)}"
+                ) from exc
+            except torch._dynamo.exc.TorchDynamoException as exc:
+                raise RequestError(
+                    f"torch cannot compile {self.spec.name} here ({_one_line(exc)}): make the "
+                    "store with --no-compile"
+                ) from exc
         return features
 
 
@@ -114,7 +126,7 @@ def load_encoder(
 
     Raises:
         RequestError: If `weights`, `rope` or `precision` cannot be understood, or a library is
-            missing.
+            missing, or the encoder cannot be compiled.
         WeightsUnavailableError: If the weights cannot be had here and now.
         WeightsError: If they do not fit the encoder, or are damaged.
     """
@@ -123,6 +135,8 @@ def load_encoder(
             f"rope must be one of {', '.join(get_args(Rope))} and precision one of "
             f"{', '.join(get_args(Precision))}, not {rope!r} and {precision!r}"
         )
+    if compiled and spec.network == "volume":
+        raise RequestError(f"{spec.name} takes items of any depth: leave out --compile")
     found = resolve_weights(weights, spec)
     stored_periods = None
     if isinstance(found, int):
@@ -151,6 +165,10 @@ def load_encoder(
         network=network,
         compiled=compiled,
     )
+
+
+def _one_line(exc: BaseException) -> str:
+    return " ".join(str(exc).split())[:200] or type(exc).__name__
 
 
 def _random_network(spec: EncoderSpec, seed: int) -> Network:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from dinocache import __version__
 from dinocache.cost import default_batch
-from dinocache.devices import can_compile, choose_device, device_memory
+from dinocache.devices import can_compile, choose_device, device_memory, has_bf16
 from dinocache.engine import Engine, Source, UnitWork
 from dinocache.errors import ItemError, RecipeMismatchError, RequestError, WeightsError
 from dinocache.items import check_name, same_labels
@@ -37,6 +37,7 @@ from dinocache.recipe import (
 from dinocache.records import Execution, Header
 from dinocache.spec import EncoderSpec, check_resolution, extracted_kinds
 from dinocache.store import FeatureStore
+from dinocache.weights import resolve_weights
 from dinocache.writer import StoreWriter, create_store
 
 if TYPE_CHECKING:
@@ -161,6 +162,12 @@ class Job:
         self.features = check_kinds(
             extracted_kinds(self.spec, asked, defaults.features, request.layers)
         )
+        window, resize = self._window(), self._resize()
+        if resize.arithmetic == "uint8" and window.mode != "full-range":
+            raise RequestError(
+                f"--arithmetic uint8 is for 8-bit images over their full range, not for the window "
+                f"{window.mode}; leave one of the two out"
+            )
         if "mask" in self.features and "mask" not in self.dataset.table:
             raise RequestError(
                 f"--features mask: the items of {self.dataset.name} have no column 'mask'; "
@@ -243,9 +250,13 @@ class Job:
 
     def load_encoder(self, weights: str) -> "Encoder":
         """Load the encoder once."""
+        import torch
+
         from dinocache.inference import load_encoder
 
         if self.encoder is None:
+            # An environment variable that some containers set would let "fp32" round to 11 bits.
+            torch.set_float32_matmul_precision("highest")
             self.encoder = load_encoder(
                 self.spec,
                 weights,
@@ -300,7 +311,7 @@ class Job:
         if self.store:
             return self.store.header.recipe.precision
         # Without instructions for it, a CPU is many times slower in bf16 than in fp32.
-        return "bf16" if self.device.startswith("cuda") else "fp32"
+        return "bf16" if has_bf16(self.device) else "fp32"
 
     def _new_header(self, encoder: "Encoder") -> Header:
         import torch
@@ -331,21 +342,36 @@ class Job:
         return self.recipe_of(weights, encoder.rope)
 
     def _check_said(self, store: FeatureStore) -> None:
-        """Hold what the person said against an existing store; weights are loaded if need be."""
-        stored = store.header.recipe.encoder
+        """Hold what the person said against an existing store; weights are digested if need be."""
+        stored = store.header.recipe.encoder.weights
         said = self.request.weights
         names = [w.strip() for w in said.split(",")] if said else []
-        canonical = ["random:0" if n == "random" else n for n in names]
-        if said and stored.weights.name not in canonical:
-            hub = stored.weights.name.startswith("hub:") and "hub" in names
-            encoder = self.load_encoder("hub" if hub else said)
-            self._check_recipe(store, encoder)
-            return
-        weights = stored.weights
-        rope = stored.rope
+        weights = stored
+        if said and not (
+            stored.is_random and stored.name in ["random:0" if n == "random" else n for n in names]
+        ):
+            hub = stored.name.startswith("hub:") and "hub" in names
+            found = resolve_weights("hub" if hub else said, self.spec)
+            if isinstance(found, int):
+                weights = WeightsRecipe(name=f"random:{found}", sha256=f"random:{found}")
+            else:
+                weights = WeightsRecipe(name=found.name, sha256=found.sha256)
+        self.check_options(store, weights)
+
+    def check_options(self, store: FeatureStore, weights: WeightsRecipe) -> None:
+        """Hold all other options against an existing store.
+
+        Args:
+            store: It.
+            weights: Its own, or others that were asked for.
+
+        Raises:
+            RecipeMismatchError: If it was made otherwise: which fields.
+        """
+        rope = store.header.recipe.encoder.rope
         if rope is not None and self.request.rope == "float32":
             rope = "float32"
-        if self.request.rope == "auto" and stored.rope == "float32":
+        if self.request.rope == "auto" and rope == "float32":
             rope = "bfloat16"
         self._compare(store, self.recipe_of(weights, rope))
 
@@ -371,7 +397,7 @@ class Job:
             raise RecipeMismatchError(
                 f"{self.path} was made by another recipe ({'; '.join(differences)}). Leave those "
                 "options out to go on with it, or give this one a folder of its own with "
-                "--variant NAME."
+                f"--variant NAME.{_nothing_to_lose(store)}"
             )
 
     def _check_device(self, store: FeatureStore) -> None:
@@ -442,6 +468,15 @@ class Job:
         finally:
             self.progress.stop()
             writer.reload()
+
+
+def _nothing_to_lose(store: FeatureStore) -> str:
+    """Say so where a store may as well be begun anew."""
+    if not any(store.is_committed(work.unit, work.kind) for work in store.work()):
+        return " Nothing is committed in it yet: remove the folder to begin anew."
+    if len(store.failures()) == len(store.items):
+        return " Every item in it failed: remove the folder to begin anew."
+    return ""
 
 
 def _weights_option(stored: WeightsRecipe, path: Path) -> str:

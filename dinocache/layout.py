@@ -32,6 +32,7 @@ __all__ = [
     "check_kinds",
     "group_document",
     "is_row_kind",
+    "layer_kind",
     "layer_number",
     "native_document",
     "record_name",
@@ -94,6 +95,11 @@ def layer_number(kind: str) -> int | None:
     """Give the layer, from 0, of a kind like `dense.L05`; None for any other kind."""
     match = _LAYER.fullmatch(kind)
     return int(match[1]) if match else None
+
+
+def layer_kind(number: int) -> str:
+    """Name the map of a layer before the last, as `dense.L05`."""
+    return f"dense.L{number:02d}"
 
 
 def is_row_kind(kind: str) -> bool:

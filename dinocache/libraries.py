@@ -76,7 +76,7 @@ def _timm_spec(name: str, model_name: str) -> EncoderSpec:
     except RuntimeError as exc:
         known = ", ".join(timm.list_pretrained(f"{model_name.split('.')[0]}.*"))
         raise RequestError(f"timm has no weights {model_name!r}; it has {known or 'none'}") from exc
-    side = facts.input_size[-1]
+    side = min(facts.input_size[1:])
     arguments: dict[str, Any] = {}
     model: Any
     with torch.device("meta"), torch.no_grad():
@@ -91,12 +91,15 @@ def _timm_spec(name: str, model_name: str) -> EncoderSpec:
         features = model.forward_features(pixels)
         if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
             raise RequestError(f"{name} gives neither tokens nor a map")
-        embed_dim = model.forward_head(features, pre_logits=True).shape[-1]
+        try:
+            embed_dim = model.forward_head(features, pre_logits=True).shape[-1]
+        except (AttributeError, NotImplementedError, TypeError) as exc:
+            raise RequestError(
+                f"{name} pools nothing without a classifier; choose another"
+            ) from exc
         shape = _timm_shape(name, model, pixels, features)
         step = shape["step_px"]
-        try:
-            model.forward_features(torch.empty(1, 3, side + step, side + 2 * step))
-        except Exception:  # each model says in its own way that it takes one size
+        if not _takes_others(model, shape, (side + step, side + 2 * step)):
             shape["fixed_px"] = side
     classifier = facts.classifier or ()
     return EncoderSpec(
@@ -111,6 +114,9 @@ def _timm_spec(name: str, model_name: str) -> EncoderSpec:
         std=tuple(facts.std),
         filter="bilinear" if facts.interpolation == "bilinear" else "bicubic",
         crop_pct=facts.crop_pct or 1.0,
+        rope_base=getattr(getattr(model, "rope", None), "temperature", None)
+        if hasattr(getattr(model, "rope", None), "periods")
+        else None,
         params=sum(parameter.numel() for parameter in model.parameters()),
         classifier=(classifier,) if isinstance(classifier, str) else tuple(classifier),
         licence=facts.license or "not stated by timm",
@@ -169,6 +175,26 @@ def _timm_shape(
     }
 
 
+def _takes_others(model: Any, shape: dict[str, Any], resolution: tuple[int, int]) -> bool:  # noqa: ANN401
+    """Try another size: whether it is taken, and gives maps of the sizes that the facts promise."""
+    import torch
+
+    pixels = torch.empty(1, 3, *resolution)
+    try:
+        features = model.forward_features(pixels)
+        maps = _intermediates(model, pixels) if shape["network"] == "maps" else []
+    except Exception:  # each model says in its own way that it takes one size
+        return False
+    grid = tuple(side // shape["patch_px"] for side in resolution)
+    if shape["network"] == "tokens":
+        return bool(features.shape[1] == grid[0] * grid[1] + shape["prefix_tokens"])
+    rows_first = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    found = tuple(features.shape[1:3] if rows_first else features.shape[2:])
+    strides = [stride for stride, _ in shape["pyramid"]] if shape["depth"] > 1 else []
+    promised = [tuple(side // stride for side in resolution) for stride in strides]
+    return found == grid and [tuple(m.shape[2:]) for m in maps[: len(promised)]] == promised
+
+
 def _intermediates(model: Any, pixels: Any, **options: object) -> list[Any]:  # noqa: ANN401
     """Give the maps of a model's layers; none where it cannot."""
     if not hasattr(model, "forward_intermediates"):
@@ -185,7 +211,7 @@ def _open_clip_spec(name: str, model_name: str) -> EncoderSpec:
     import torch
 
     model, _, tag = model_name.partition("/")
-    config = open_clip.get_model_config(model)
+    config = open_clip.get_model_config(model) if model in open_clip.list_models() else None
     if config is None:
         close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
@@ -206,7 +232,7 @@ def _open_clip_spec(name: str, model_name: str) -> EncoderSpec:
     maps = found["image_intermediates"]
     prefix = found.get("image_intermediates_prefix")
     shapes = tuple((side // m.shape[-1], m.shape[1]) for m in maps)
-    repo, file = _open_clip_hub(facts.get("hf_hub", ""))
+    repo, files = _open_clip_hub(facts.get("hf_hub", ""))
     return EncoderSpec(
         name=name,
         network="open-clip",
@@ -228,7 +254,7 @@ def _open_clip_spec(name: str, model_name: str) -> EncoderSpec:
         params=sum(parameter.numel() for parameter in tower.parameters()),
         licence="see the model card",
         gated=False,
-        hub=(HubFile(repo, file),) if repo else (),
+        hub=tuple(HubFile(repo, file) for file in files),
         obtain=f"See huggingface.co/{repo}" if repo else _open_clip_obtain(model, tags),
         untested="any model of open_clip",
     )
@@ -240,8 +266,9 @@ def _open_clip_obtain(model: str, tags: list[str]) -> str:
     return f"Name its weights, as open_clip:{model}/{tags[0]} (there are {', '.join(tags)})"
 
 
-def _open_clip_hub(place: str) -> tuple[str, str]:
-    """Split `org/repository/` or `org/repository/file`."""
+def _open_clip_hub(place: str) -> tuple[str, tuple[str, ...]]:
+    """Split `org/repository/` or `org/repository/file`; without a file there are two usual ones."""
     owner, _, rest = place.partition("/")
     repo, _, file = rest.partition("/")
-    return (f"{owner}/{repo}", file or "open_clip_model.safetensors") if repo else ("", "")
+    usual = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    return (f"{owner}/{repo}", (file,) if file else usual) if repo else ("", ())

@@ -93,7 +93,8 @@ def shown(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{inner} at {key}" for key, inner in value.items()) or "-"
     if isinstance(value, list | tuple):
-        return "; ".join(str(inner) for inner in value) or "-"
+        words = [str(inner) for inner in value]
+        return ("; " if any("," in word for word in words) else ", ").join(words) or "-"
     return (
         "-" if value is None else "yes" if value is True else "no" if value is False else str(value)
     )

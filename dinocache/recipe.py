@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 DIGEST_DIGITS = 32
+_FACTS = ("vectors", "depth", "pyramid")
+"""Of an encoder: a library's next release may tell more layers, and no number changes."""
 
 
 class _Part(BaseModel):
@@ -119,8 +121,14 @@ class Recipe(_Part):
 
     @property
     def digest(self) -> str:
-        """First 32 hex digits of the sha256 of the canonical recipe, weights' name left out."""
-        text = canonical(self.model_dump(mode="json", exclude={"encoder": {"weights": {"name"}}}))
+        """First 32 hex digits of the sha256 of the canonical recipe.
+
+        The weights' name is left out, and facts of the encoder that no choice was made of.
+        """
+        body = self.model_dump(mode="json", exclude={"encoder": {"weights": {"name"}}})
+        for fact in _FACTS:
+            del body["encoder"][fact]
+        text = canonical(body)
         return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
 
     def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
@@ -133,7 +141,8 @@ class Recipe(_Part):
             Dotted field -> (value here, value there); empty where the digests are equal.
         """
         ours, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        fields = [f for f in ours | theirs if f != "encoder.weights.name"]
+        left_out = ("encoder.weights.name", *(f"encoder.{fact}" for fact in _FACTS))
+        fields = [f for f in ours | theirs if f not in left_out]
         return {f: (ours.get(f), theirs.get(f)) for f in fields if ours.get(f) != theirs.get(f)}
 
     @classmethod

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dinocache.errors import RequestError
+from dinocache.layout import VECTOR_KINDS, layer_kind, layer_number
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -138,7 +139,7 @@ def check_resolution(spec: EncoderSpec, resolution: tuple[int, int]) -> None:
     nearest = dict.fromkeys(f"{h}x{w}" for h, w in (below, above))
     raise RequestError(
         f"{what}: both sides must be positive multiples of {step} px. "
-        f"Nearest that work: {' or '.join(nearest)}"
+        f"Nearest that work: {' or '.join(nearest)}; its own size is {spec.native_px}"
     )
 
 
@@ -155,24 +156,27 @@ def dense_kinds(spec: EncoderSpec, layers: str) -> tuple[str, ...]:
     Raises:
         RequestError: If it is none of these, or there is no such layer.
     """
-    match = _LAYERS.fullmatch(layers.strip())
+    compact = ",".join(part.strip() for part in layers.split(","))
+    match = _LAYERS.fullmatch(compact)
     what = "stages" if spec.pyramid else "blocks"
     if match is None:
         raise RequestError(
             f"--layers {layers!r}: give last, last4 (the last four), or numbers of {what} from 0 "
             f"with commas, as 5,{spec.depth - 1}"
         )
-    if layers.strip().startswith("last"):
+    if compact.startswith("last"):
         count = int(match[1] or 1)
         numbers = list(range(spec.depth - count, spec.depth)) if count else []
     else:
-        numbers = sorted({int(part) for part in layers.split(",")})
+        numbers = sorted({int(part) for part in compact.split(",")})
     if not numbers or numbers[0] < 0 or numbers[-1] >= spec.depth:
-        raise RequestError(
-            f"--layers {layers!r}: {spec.name} has {spec.depth} {what}, numbered 0 to "
-            f"{spec.depth - 1}"
-        )
-    return tuple("dense" if n == spec.depth - 1 else f"dense.L{n:02d}" for n in numbers)
+        raise RequestError(f"--layers {layers!r}: {_layers_of(spec)}")
+    return tuple("dense" if n == spec.depth - 1 else layer_kind(n) for n in numbers)
+
+
+def _layers_of(spec: EncoderSpec) -> str:
+    what = "stages" if spec.pyramid else "blocks"
+    return f"{spec.name} has {spec.depth} {what}, numbered 0 to {spec.depth - 1}"
 
 
 def extracted_kinds(
@@ -195,16 +199,16 @@ def extracted_kinds(
     """
     kinds = asked
     if kinds is None:
-        of_rows = ("cls", "mean", "embed")
         vectors = spec.vectors or ("dense",)
-        kinds = tuple(k for d in defaults for k in (vectors if d in of_rows else (d,)))
+        kinds = tuple(k for d in defaults for k in (vectors if d in VECTOR_KINDS else (d,)))
     if layers is not None:
-        kinds = (*(k for k in kinds if not k.startswith("dense")), *dense_kinds(spec, layers))
-    last = f"dense.L{spec.depth - 1:02d}"
+        kinds = (*(k for k in kinds if k != "dense"), *dense_kinds(spec, layers))
+    last = layer_kind(spec.depth - 1)
     kinds = tuple(dict.fromkeys("dense" if k == last else k for k in kinds))
     for kind in kinds:
-        if kind.startswith("dense.L"):
-            dense_kinds(spec, kind.removeprefix("dense.L"))
-        elif kind in ("cls", "mean", "embed") and kind not in spec.vectors:
+        layer = layer_number(kind)
+        if layer is not None and layer >= spec.depth:
+            raise RequestError(f"--features {kind!r}: {_layers_of(spec)}")
+        if kind in VECTOR_KINDS and kind not in spec.vectors:
             raise RequestError(f"{spec.name} has no {kind!r}; it has {', '.join(spec.kinds)}")
     return kinds

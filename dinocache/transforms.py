@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
     from dinocache.readers.contract import Pixels
 
-__all__ = ["Preprocess", "resized_shape", "window_range"]
+__all__ = ["Preprocess", "check_resizing", "resized_shape", "window_range"]
 
 Shape = tuple[int, int]
 
+_MOST_OVER = 64
+"""Times the resolution's area."""
 _LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601, as Pillow's mode L."""
 
@@ -64,6 +66,24 @@ def window_range(recipe: InputRecipe, rows: "Sequence[Pixels]") -> tuple[float, 
         return window.low, window.high
     low, high = float(min(r.min() for r in rows)), float(max(r.max() for r in rows))
     return low, high if high > low else max(low + 1, math.nextafter(low, math.inf))
+
+
+def check_resizing(recipe: InputRecipe, shape: Shape) -> None:
+    """Refuse an image that would be resized to something huge before it is cropped.
+
+    Args:
+        recipe: Of the input.
+        shape: (height, width) of the image, px.
+
+    Raises:
+        ItemError: If its sides differ by more than 64 times.
+    """
+    height, width = resized_shape(shape, recipe.resolution, recipe.resize)
+    if height * width > _MOST_OVER * math.prod(recipe.resolution):
+        raise ItemError(
+            f"{shape[0]} x {shape[1]} px would be resized to {height} x {width} before it is "
+            "cropped: its sides differ too much; --resize squash or pad takes it"
+        )
 
 
 def resized_shape(shape: Shape, resolution: Shape, resize: ResizeRecipe) -> Shape:
@@ -198,15 +218,17 @@ def _weights(side: int, wanted: int, resampling: str, device: str) -> "torch.Ten
     import torch
 
     scale = side / wanted
-    centres = (np.arange(wanted) + 0.5) * scale
-    x = np.abs(np.arange(side) + 0.5 - centres[:, None]) / max(scale, 1)
+    wanted_px, side_px = (
+        torch.arange(n, dtype=torch.float64, device=device) + 0.5 for n in (wanted, side)
+    )
+    x = (side_px - (wanted_px * scale)[:, None]).abs() / max(scale, 1)
     if resampling == "bilinear":
-        weights = np.clip(1 - x, 0, None)
+        weights = (1 - x).clamp(min=0)
     else:
         near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-        weights = np.where(x < 1, near, np.where(x < 2, far, 0))
-    weights /= weights.sum(1, keepdims=True)
-    return torch.from_numpy(weights.astype(np.float32)).to(device)
+        weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
+    normalised: torch.Tensor = (weights / weights.sum(1, keepdim=True)).to(torch.float32)
+    return normalised
 
 
 def _pillow(

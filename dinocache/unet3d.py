@@ -94,7 +94,7 @@ def slide(network: nn.Module, volume: Tensor) -> Tensor:
     if total is None or norm is None:
         raise ValueError(f"a volume of {tuple(shape)} has no voxel")
     z, y, x = (slice(b, b + side) for b, side in zip(before, shape, strict=True))
-    blended: Tensor = (total / norm)[..., z, y, x]
+    blended: Tensor = total[..., z, y, x] / norm[..., z, y, x]
     return blended
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from dinocache.durable import make_folder, replace_durably
+from dinocache.encoders import ENCODERS
 from dinocache.errors import RequestError, WeightsError, WeightsUnavailableError
 from dinocache.spec import EncoderSpec, HubFile
 
@@ -212,7 +213,25 @@ def _file_weights(path: str, spec: EncoderSpec, name: str | None = None) -> Weig
             f"the name of {file.name} promises a sha256 that begins with {promised[1]}, but it "
             f"begins with {digest[:8]}: the download was probably cut short. {OTHER_FILE}"
         )
+    _check_whose(file.name, digest, spec)
     return Weights(name=name or file.name, sha256=digest, path=file.absolute())
+
+
+def _check_whose(name: str, digest: str, spec: EncoderSpec) -> None:
+    """Refuse the published file of another encoder of the same shape, which would load.
+
+    It may have another mean and std, or other padding. It is told by its name, or by the head of
+    its digest that its published name carries.
+    """
+    generic = {"pytorch_model.bin", "open_clip_pytorch_model.bin"}
+    for other in ENCODERS:
+        for file in set(other.files) - set(spec.files) - generic:
+            head = _PUBLISHED_HASH.fullmatch(file)
+            if name == file or (head and digest.startswith(head[1])):
+                raise WeightsError(
+                    f"{name} holds the weights of {other.name}, whose input is prepared in its own "
+                    f"way: ask for --model {other.name}"
+                )
 
 
 def _digest_cache() -> Path:
@@ -249,14 +268,18 @@ def _hub_weights(spec: EncoderSpec) -> Weights:
         )
     # One request without retries: hf_hub_download alone goes on trying for minutes where no
     # network is.
-    reason = hub_answers(first.repo)
-    if not reason:
+    reason, failure = hub_answers(first.repo), ""
+    for file in [h.file for h in spec.hub if h.repo == first.repo and not reason]:
         try:
-            downloaded = huggingface_hub.hf_hub_download(first.repo, first.file)
+            downloaded = huggingface_hub.hf_hub_download(first.repo, file)
+        except huggingface_hub.errors.EntryNotFoundError as exc:
+            failure = _reason(exc)
         except Exception as exc:  # its HTTP library's and its Rust part's errors share no base
             reason = _reason(exc)
+            break
         else:
             return _file_weights(downloaded, spec, f"hub:{first.repo}")
+    reason = reason or failure
     raise WeightsUnavailableError(
         f"{first.repo} is not in the local Hugging Face cache and cannot be had from the hub: "
         f"{reason}"

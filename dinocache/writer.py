@@ -166,8 +166,9 @@ class StoreWriter:
             StoreWriteError: If the disk refuses.
         """
         layout = self.layout(kind)
-        if row % layout.file_rows or block.dtype != layout.dtype:
-            raise AssertionError(f"{kind} rows at {row} as {block.dtype} do not fit {layout}")
+        fits = block.dtype == layout.dtype and block.shape[1:] == layout.tail
+        if row % layout.file_rows or not fits:
+            raise AssertionError(f"{kind} rows at {row}, {block.dtype} {block.shape}: not {layout}")
         if kind not in self._arrays:
             self._arrays[kind] = zarr.open_array(self._features, path=kind, mode="r+")
         array = self._arrays[kind]

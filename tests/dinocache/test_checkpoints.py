@@ -311,7 +311,6 @@ class TestFamilies:
             "classy_state_dict",
             "base_model",
             "model_state_dict",
-            "model_ema",
             "model",
             "trunk",
             "teacher",

@@ -144,7 +144,7 @@ class TestResolution:
         height, width = resolution
         message = (
             rf"^tiny cannot take {height}x{width} px \(height x width\): both sides must be "
-            rf"positive multiples of 16 px\. Nearest that work: {nearest}$"
+            rf"positive multiples of 16 px\. Nearest that work: {nearest}; its own size is 64$"
         )
         assert not takes(TINY, resolution)
         with pytest.raises(RequestError, match=message):
@@ -252,8 +252,8 @@ class TestExtractedKinds:
                 ("dense.L03", "image"),
                 VECTORS,
                 "last2",
-                {"dense.L10", "dense", "image"},
-                id="layers-replace-layers",
+                {"dense.L03", "dense.L10", "dense", "image"},
+                id="layers-beside-layers",
             ),
             pytest.param(SMALL, ("dense.L05",), VECTORS, None, {"dense.L05"}, id="one-layer"),
             pytest.param(SMALL, ("dense.L11",), VECTORS, None, {"dense"}, id="last-has-one-name"),

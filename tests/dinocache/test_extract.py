@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from dinocache.extract import dry_run, extract, relabel
 from dinocache.inference import Encoder, load_encoder
 from dinocache.job import parse_resolution, parse_window
 from dinocache.layout import FEATURES
+from dinocache.progress import QuietProgress
 from dinocache.recipe import WindowRecipe
 from dinocache.store import FeatureStore
 from dinocache.verify import verify
@@ -727,3 +728,122 @@ def test_what_is_compiled_sees_one_shape_and_one_set_of_kinds(
     assert FeatureStore(again.path).header.execution.compiled
     with pytest.raises(RecipeMismatchError, match="--compile: True in the store, False asked for"):
         extract(replace(request, compiled=False))
+
+
+def test_maps_of_another_shape_than_the_facts_promise_are_never_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zarr would cut off what is over, and verify would find it sound."""
+    call = Encoder.__call__
+
+    def larger(
+        self: Encoder, pixels: torch.Tensor, kinds: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        found = call(self, pixels, kinds)
+        return found | {"dense": torch.nn.functional.pad(found["dense"], (0, 0, 0, 1))}
+
+    monkeypatch.setattr(Encoder, "__call__", larger)
+    request = tiny_request(make_table(tmp_path, 3), tmp_path / "f", features=("cls", "dense"))
+    with pytest.raises(
+        RequestError, match=r"tiny gives dense of 2 x 4 x 48 where 2 x 3 x 48 is st"
+    ):
+        extract(request)
+
+
+def test_an_overwritten_file_of_weights_is_noticed(tmp_path: Path) -> None:
+    weights = tmp_path / "mine.pth"
+    for seed in (1, 2):
+        trunk = load_encoder(encoder_spec("tiny"), f"random:{seed}").network.trunk
+        torch.save(trunk.state_dict(), weights)
+        request = tiny_request(make_table(tmp_path, 3), tmp_path / "f", weights=str(weights))
+        if seed == 1:
+            assert extract(request).complete
+            assert extract(request).units == 0
+        else:
+            with pytest.raises(RecipeMismatchError, match=r"encoder\.weights\.sha256: "):
+                extract(request)
+
+
+def test_a_strip_that_a_crop_would_make_huge_is_a_failure(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 3)
+    from PIL import Image
+
+    Image.new("L", (9000, 2)).save(tmp_path / "png/0001.png")
+    outcome = extract(tiny_request(table, tmp_path / "f", resize="crop"))
+    (failed,) = outcome.failures
+    assert failed.item_id == "0001"
+    assert failed.failure.reason.startswith("2 x 9000 px would be resized to ")
+    assert "--resize squash or pad takes it" in failed.failure.reason
+
+
+def test_too_little_memory_and_no_compiler_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(error: Exception) -> Callable[..., object]:
+        def forward(*_: object) -> object:
+            raise error
+
+        return forward
+
+    request = tiny_request(make_table(tmp_path, 3), tmp_path / "f")
+    with monkeypatch.context() as patch:
+        patch.setattr("dinocache.networks.TokenNetwork.forward", fail(torch.OutOfMemoryError("x")))
+        with pytest.raises(
+            RequestError, match="cpu has too little memory for 3 rows of 32x48 px a"
+        ):
+            extract(request)
+    # The store was begun with that batch; nothing is lost by beginning anew.
+    message = (
+        "--batch: 8 in the store, 2 asked for.*Nothing is committed in it yet: remove the folder"
+    )
+    with pytest.raises(RecipeMismatchError, match=message):
+        extract(replace(request, batch=2))
+    error = torch._dynamo.exc.TorchDynamoException("no compiler\nfound")
+    with monkeypatch.context() as patch:
+        patch.setattr("dinocache.networks.TokenNetwork.forward", fail(error))
+        with pytest.raises(
+            RequestError, match=r"cannot compile tiny here \(no compiler found\): make"
+        ):
+            extract(replace(request, root=tmp_path / "g"))
+
+
+def test_what_cannot_go_together_is_said_before_a_store_is_made(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 3)
+    window = WindowRecipe(mode="range", low=0, high=255)
+    request = tiny_request(table, tmp_path / "f", arithmetic="uint8", window=window)
+    with pytest.raises(
+        RequestError, match="--arithmetic uint8 is for 8-bit images over their full"
+    ):
+        extract(request)
+    request = tiny_request(table, tmp_path / "f", model="anatomix", compiled=True)
+    with pytest.raises(
+        RequestError, match="anatomix takes items of any depth: leave out --compile"
+    ):
+        extract(request)
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path) -> None:
+    request = tiny_request(make_table(tmp_path, 3), tmp_path / "f")
+    extract(request)
+    assert dry_run(replace(request, weights=None)).units_missing == 0
+    with pytest.raises(RecipeMismatchError, match=r"input\.resize\.mode: squash in the store, pad"):
+        dry_run(replace(request, resize="pad"))
+
+
+def test_dark_sixteen_bit_images_are_spoken_of_once(tmp_path: Path) -> None:
+    from PIL import Image
+
+    table = make_table(tmp_path, 4)
+    for index, top in enumerate((4095, 4000, 60_000, 3000)):
+        pixels = np.linspace(0, top, 40 * 50).reshape(40, 50).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"png/{index:04d}.png")
+    progress = QuietProgress()
+    extract(tiny_request(table, tmp_path / "f", workers=1), progress)
+    (note,) = [n for n in progress.notes if "16-bit" in n]
+    assert "no value above 4095" in note
+    assert "--window 0:4095" in note
+    progress = QuietProgress()
+    window = WindowRecipe(mode="range", low=0, high=4095)
+    extract(tiny_request(table, tmp_path / "g", window=window), progress)
+    assert not [n for n in progress.notes if "16-bit" in n]

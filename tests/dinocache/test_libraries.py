@@ -98,8 +98,11 @@ class TestFacts:
         assert (spec.vectors, spec.embed_dim) == (("embed", "cls", "mean"), 512)
         assert (spec.native_px, spec.fixed_px) == (224, 224)
         assert (spec.mean, spec.std) == (tuple(facts["mean"]), tuple(facts["std"]))
-        (hub_file,) = spec.hub
-        assert facts["hf_hub"].startswith(hub_file.repo)
+        assert [h.file for h in spec.hub] == [
+            "open_clip_model.safetensors",
+            "open_clip_pytorch_model.bin",
+        ]
+        assert all(facts["hf_hub"].startswith(h.repo) for h in spec.hub)
         assert spec.params == 87_849_216
 
     def test_open_clip_maps(self) -> None:
@@ -340,3 +343,27 @@ class TestFiles:
             load_encoder(spec, f"random:{seed}").weights.sha256 for seed in (4, 4, 5)
         )
         assert first == again != other
+
+
+@pytest.mark.parametrize("name", ["timm:mobilevitv2_050", "timm:efficientvit_m0"])
+def test_what_gives_other_grids_at_other_sizes_takes_its_own_only(name: str) -> None:
+    """They resize within, so that a map is not what its stride says."""
+    spec = find_encoder(name)
+    assert spec.fixed_px == spec.native_px
+
+
+def test_dinov3_of_timm_has_its_periods_rounded_too() -> None:
+    spec = find_encoder("timm:vit_small_patch16_dinov3.lvd1689m")
+    assert spec.rope_base == 100.0
+    encoder = load_encoder(spec, "random")
+    assert encoder.rope == "bfloat16"
+    periods = encoder.network.trunk.rope.periods
+    assert torch.equal(periods, periods.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    "name", ["open_clip:hf-hub:foo/bar", "timm:qwen3_vit_306m_enc", "timm:mobilenetv5_300m_enc"]
+)
+def test_names_that_no_library_builds_here_end_in_one_line(name: str) -> None:
+    with pytest.raises(RequestError):
+        find_encoder(name)

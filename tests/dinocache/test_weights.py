@@ -149,14 +149,47 @@ class TestResolve:
             PUBLISHED.replace("08c60483", "ba7816bf"),
             PUBLISHED.replace(".pth", ".safetensors"),  # converted: other bytes
             "resnet50-ba7816bf.pth",
-            "resnet50-1x.pth",
+            "resnet50-2x.pth",
             "mine-20240131.pth",
-            "vit-b-300ep.pth.tar",
+            "vit-s-300ep.pth.tar",
         ],
     )
     def test_names_that_promise_nothing_else(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(b"abc")
         assert isinstance(resolve_weights(str(tmp_path / name), TINY), Weights)
+
+    @pytest.mark.parametrize(
+        ("name", "asked", "owner"),
+        [
+            ("resnet50-1x.pth", "resnet50", "simclr"),
+            ("swav_800ep_pretrain.pth.tar", "resnet50", "swav"),
+            ("vit-b-300ep.pth.tar", "mae-b", "mocov3-b"),
+        ],
+    )
+    def test_file_of_another_encoder_of_the_same_shape(
+        self, tmp_path: Path, name: str, asked: str, owner: str
+    ) -> None:
+        (tmp_path / name).write_bytes(b"abc")
+        message = rf"^{re.escape(name)} holds the weights of {owner}, .* --model {owner}$"
+        with pytest.raises(WeightsError, match=message):
+            resolve_weights(str(tmp_path / name), encoder_spec(asked))
+        assert isinstance(resolve_weights(str(tmp_path / name), encoder_spec(owner)), Weights)
+
+    def test_it_is_told_by_its_digest_also_under_another_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The head of the sha256 that Meta's name carries."""
+        (tmp_path / "mine.pth").write_bytes(b"abc")
+        monkeypatch.setattr("dinocache.weights.file_sha256", lambda _: "eadcf0ff" + "0" * 56)
+        with pytest.raises(WeightsError, match="of dinov3-l-sat, whose input"):
+            resolve_weights(str(tmp_path / "mine.pth"), encoder_spec("dinov3-l"))
+        path = str(tmp_path / "mine.pth")
+        assert isinstance(resolve_weights(path, encoder_spec("dinov3-l-sat")), Weights)
+
+    def test_both_torchvision_files_are_a_resnet50(self) -> None:
+        for name in ("resnet50", "resnet50-trunc"):
+            spec = encoder_spec(name)
+            assert {"resnet50-0676ba61.pth", "resnet50-19c8e357.pth"} == set(spec.files)
 
 
 class TestHub:
