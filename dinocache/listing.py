@@ -59,33 +59,38 @@ def print_encoders(rows: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    cost_title = "GFLOP 224/256/512"
-    for title in ("name", "dim", "patch", "params", cost_title, "licence", "access", "here", ""):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    cost_title = "GFLOP at\n224/256/512"
+    for title in ("name", "dim", "patch", "params", cost_title, "weights", "licence"):
         right = title in ("dim", "patch", "params", cost_title)
-        table.add_column(title, justify="right" if right else "left", no_wrap=title != "")
+        narrow = title != "licence"
+        table.add_column(
+            title, justify="right" if right else "left", no_wrap=narrow, overflow="fold"
+        )
     for row in rows:
-        cost = " / ".join(f"{row['gflop'].get(side, '-')}" for side in ("224", "256", "512"))
+        costs = [row["gflop"].get(side) for side in ("224", "256", "512")]
+        access = "gated" if row["gated"] else "free"
         table.add_row(
-            row["name"],
+            row["name"] + (" *" if row["untested"] else ""),
             str(row["dim"]),
             str(row["patch_px"]),
-            f"{row['params'] / 1e6:.1f} M",
-            cost,
-            row["licence"],
-            "gated" if row["gated"] else "free",
-            "yes" if row["weights_here"] else "no",
-            f"untested: {row['untested']}" if row["untested"] else "",
+            f"{row['params'] / 1e6:.1f}M" if row["params"] < 1e9 else f"{row['params'] / 1e9:.1f}B",
+            "/".join("-" if c is None else f"{c:.0f}" if c >= 100 else f"{c:g}" for c in costs),
+            f"{access}, here" if row["weights_here"] else access,
+            row["licence"].removesuffix("-license"),
         )
     # Piped, a table is as wide as its rows, not as a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    for row in rows:
+        if row["untested"]:
+            print(f"* {row['name']} is untested: {row['untested']}")
     print(_BESIDES)
 
 
 _BESIDES = """
-Besides: timm:NAME, any model of timm, and open_clip:NAME/TAG, any image tower of open_clip.
-CT-CLIP and CT-Net of the paper stay published rows: the one is no encoder of rows but of whole
-volumes of one size, the other has no published weights."""
+Besides: timm:NAME and open_clip:NAME/TAG, any image model of these libraries.
+CT-CLIP and CT-Net of the paper stay published rows: the one encodes no rows but
+whole volumes of one size, the other has no published weights."""
 
 
 def shown(value: object) -> str:

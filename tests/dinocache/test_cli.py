@@ -1,6 +1,7 @@
 """The command `dinocache`: exit codes, one clear line, clean JSON."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,15 +117,28 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"dinov3-s", "dinov3-b", "dinov3-l", "tiny"} <= set(names)
     assert main(["encoders"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed[: len(names) + 1]] == ["name", *names]
+    assert [line.split()[0] for line in printed[1 : len(names) + 2]] == ["name", *names]
     (small,) = (line.split() for line in printed if line.startswith("dinov3-s "))
-    assert small[1:3] == ["384", "16"]
-    assert "gated" in small
+    assert small[1:] == ["384", "16", "21.6M", "9.4/12.5/63.9", "gated", "dinov3"]
+    assert "* dinov3-7b is untested: 27 GB; a test builds it with 2 of its 40 blocks" in printed
     assert "timm:NAME" in " ".join(printed)
     assert main(["datasets"]) == 0
     assert capsys.readouterr().out.startswith("demo  Chest radiographs")
     assert main(["datasets", "demo"]) == 0
     assert "CC BY 3.0" in capsys.readouterr().out
+
+
+def test_the_list_fits_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 80 columns, without cutting a figure: licences may go on below."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["encoders"]) == 0
+    lines = re.sub("\x1b[^m]*m", "", capsys.readouterr().out).splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert not any("\u2026" in line for line in lines)
+    assert any("2726/3550/14516" in line for line in lines)
 
 
 def test_one_encoder_explained(capsys: pytest.CaptureFixture[str]) -> None:
