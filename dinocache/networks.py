@@ -238,6 +238,11 @@ def _timm_model(spec: EncoderSpec) -> Any:  # noqa: ANN401 - timm has no types
         raise RequestError(
             "encoders need timm, which is not installed: install dinocache[extract]"
         ) from exc
+    except RuntimeError as exc:  # torchvision beside a torch that it was not built for
+        raise RequestError(
+            f"timm cannot be imported ({' '.join(str(exc).split())}): install torch and "
+            "torchvision as a pair; `dinocache doctor` says what is there"
+        ) from exc
     arguments: dict[str, Any] = dict(spec.arguments)
     if "mlp_layer" in arguments:
         arguments["mlp_layer"] = getattr(timm.layers, str(arguments["mlp_layer"]))

@@ -297,6 +297,12 @@ class FeatureStore:
     # Inside
 
     def _require(self, kind: str, missing: Sequence[Work]) -> None:
+        encoder = self.header.recipe.encoder
+        if kind in VECTOR_KINDS and kind not in encoder.vectors:
+            raise StoreIncompleteError(
+                f"{self.path} has no {kind!r}, and its encoder, {encoder.name}, gives none "
+                f"(it gives {', '.join((*encoder.vectors, 'dense'))})"
+            )
         if kind not in self.kinds:
             raise StoreIncompleteError(
                 f"{self.path} has no {kind!r} (it has {', '.join(self.kinds) or 'nothing yet'}); "

@@ -285,3 +285,16 @@ def test_kinds_that_are_none(kind: str) -> None:
     assert not is_row_kind(kind)
     with pytest.raises(RequestError, match=message):
         check_kinds(["cls", kind])
+
+
+def test_a_vector_that_the_encoder_does_not_give(tmp_path: Path) -> None:
+    request = tiny_request(
+        make_table(tmp_path, 3), tmp_path / "f", model="resnet50-trunc", features=("dense",)
+    )
+    store = FeatureStore(extract(request).path)
+    with pytest.raises(
+        StoreIncompleteError, match=r"no 'cls', and its encoder, resnet50-trunc, gives none \(it gi"
+    ):
+        store.item_vectors("cls")
+    with pytest.raises(StoreIncompleteError, match=r"add it with .*--features mean"):
+        store.item_vectors("mean")
