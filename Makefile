@@ -26,7 +26,7 @@ help: ## Say what there is to make
 	@echo "  DATA=            the data folder (data/<dataset>; a table's own folder)"
 	@echo "  STORE=$(STORE)   root of the feature stores"
 	@echo "  MODEL=$(MODEL)   encoder ('dinocache encoders' lists them)"
-	@echo "  RES=             resolution, px (the dataset's; 256 for a table)"
+	@echo "  RES=             resolution, px (the dataset's; 256 for a table; else the encoder's own)"
 	@echo "  WEIGHTS=         hub, a file, or random:0 (what the store has, else hub)"
 	@echo "  DEVICE=$(DEVICE)      auto, cuda, cuda:1, mps, cpu"
 

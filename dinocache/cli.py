@@ -86,7 +86,11 @@ ModelOption = Annotated[
     ),
 ]
 ResolutionOption = Annotated[
-    str | None, typer.Option(help="What the encoder sees, px: 512, or 512x640 as height x width.")
+    str | None,
+    typer.Option(
+        help="What the encoder sees, px: 512, or 512x640 as height x width. Default: the dataset's "
+        "(256 for a table), or the encoder's own size where it cannot take that."
+    ),
 ]
 VariantOption = Annotated[
     str,

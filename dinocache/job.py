@@ -35,7 +35,7 @@ from dinocache.recipe import (
     resolution_name,
 )
 from dinocache.records import Execution, Header
-from dinocache.spec import EncoderSpec, check_resolution, extracted_kinds
+from dinocache.spec import EncoderSpec, check_resolution, extracted_kinds, takes
 from dinocache.store import FeatureStore
 from dinocache.weights import resolve_weights
 from dinocache.writer import StoreWriter, create_store
@@ -150,7 +150,10 @@ class Job:
         self.dataset = find_dataset(request.dataset, data=request.data, name=request.name)
         defaults = self.dataset.extract
         self.reader: Reader = make_reader(defaults.reader, defaults.options)
-        self.resolution = request.resolution or parse_resolution(defaults.resolutions[0])
+        listed = [parse_resolution(r) for r in defaults.resolutions]
+        native = (self.spec.native_px, self.spec.native_px)
+        usual = next((r for r in listed if takes(self.spec, r)), native)
+        self.resolution = request.resolution or usual
         check_resolution(self.spec, self.resolution)
         folder = resolution_name(self.resolution)
         if request.variant:

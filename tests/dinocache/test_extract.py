@@ -24,7 +24,7 @@ from dinocache.errors import (
 )
 from dinocache.extract import dry_run, extract, relabel
 from dinocache.inference import Encoder, load_encoder
-from dinocache.job import parse_resolution, parse_window
+from dinocache.job import ExtractRequest, parse_resolution, parse_window
 from dinocache.layout import FEATURES
 from dinocache.progress import QuietProgress
 from dinocache.recipe import WindowRecipe
@@ -847,3 +847,15 @@ def test_dark_sixteen_bit_images_are_spoken_of_once(tmp_path: Path) -> None:
     window = WindowRecipe(mode="range", low=0, high=4095)
     extract(tiny_request(table, tmp_path / "g", window=window), progress)
     assert not [n for n in progress.notes if "16-bit" in n]
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"), [("dinov3-s", "256"), ("dinov2-s", "518"), ("uni2-h", "224")]
+)
+def test_the_default_size_is_one_that_the_encoder_takes(
+    tmp_path: Path, model: str, folder: str
+) -> None:
+    forecast = dry_run(
+        ExtractRequest(dataset=str(make_table(tmp_path, 3)), root=tmp_path / "f", model=model)
+    )
+    assert forecast.path == tmp_path / "f/images" / model / folder
