@@ -85,18 +85,28 @@ class Encoder:
             moved = pixels.to(self.device).contiguous(memory_format=layout)
             try:
                 features: dict[str, Tensor] = self._call(moved, wanted(kinds))
-            except torch.OutOfMemoryError as exc:
-                raise RequestError(
-                    f"{self.device} has too little memory for {len(pixels)} rows of "
-                    f"{height}x{width} px a pass of {self.spec.name}: make the store with a "
-                    f"smaller --batch, as {max(1, len(pixels) // 4)}"
-                ) from exc
-            except torch._dynamo.exc.TorchDynamoException as exc:
-                raise RequestError(
-                    f"torch cannot compile {self.spec.name} here ({_one_line(exc)}): make the "
-                    "store with --no-compile"
-                ) from exc
+            except RuntimeError as exc:
+                if (reason := self._reason(exc, len(pixels), (height, width))) is None:
+                    raise
+                raise RequestError(reason) from exc
         return features
+
+    def _reason(self, exc: RuntimeError, rows: int, resolution: tuple[int, int]) -> str | None:
+        """Say what a person can do about an error of torch's; None where that is not known."""
+        height, width = resolution
+        # The CPU's allocator raises a plain RuntimeError.
+        if isinstance(exc, torch.OutOfMemoryError) or "can't allocate memory" in str(exc):
+            return (
+                f"{self.device} has too little memory for {rows} rows of {height}x{width} px a "
+                f"pass of {self.spec.name}: make the store with a smaller --batch, as "
+                f"{max(1, rows // 4)}"
+            )
+        if isinstance(exc, torch._dynamo.exc.TorchDynamoException):
+            return (
+                f"torch cannot compile {self.spec.name} here ({_one_line(exc)}): make the store "
+                "with --no-compile"
+            )
+        return None
 
 
 def load_encoder(
