@@ -43,7 +43,7 @@ def ours(model: str, resolution: int, batch: int, rows: int) -> None:
     """Extract copies of the embedded X-rays and print the peak."""
     from dinocache.encoders import encoder_spec
     from dinocache.extract import extract
-    from dinocache.job import ExtractRequest
+    from dinocache.request import ExtractRequest
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

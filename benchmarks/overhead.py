@@ -25,8 +25,8 @@ from PIL import Image
 from dinocache.encoders import encoder_spec
 from dinocache.extract import extract
 from dinocache.inference import load_encoder
-from dinocache.job import ExtractRequest
 from dinocache.manifest import find_dataset
+from dinocache.request import ExtractRequest
 from dinocache.store import FeatureStore
 
 

@@ -14,8 +14,8 @@ from dinocache.terminal import echo_json, run
 
 if TYPE_CHECKING:
     from dinocache.extract import Outcome
-    from dinocache.job import ExtractRequest
     from dinocache.recipe import WindowRecipe
+    from dinocache.request import ExtractRequest
     from dinocache.store import FailedItem
 
 __all__ = ["app", "main"]
@@ -552,7 +552,7 @@ def _request(
     window: str | None = None,
     **options: Any,  # noqa: ANN401
 ) -> "ExtractRequest":
-    from dinocache.job import ExtractRequest, parse_resolution, parse_window
+    from dinocache.request import ExtractRequest, parse_resolution, parse_window
 
     return ExtractRequest(
         features=tuple(part.strip() for part in features.split(",")) if features else None,

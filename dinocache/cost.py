@@ -35,9 +35,9 @@ def gflop(spec: EncoderSpec, resolution: tuple[int, int]) -> float | None:
     return (2 * tokens * spec.params + 4 * tokens**2 * spec.dim * spec.depth) / 1e9
 
 
-def weight_bytes(spec: EncoderSpec, precision: str) -> int:
-    """Give the size of the weights on the device: float32, or half of it for `bf16`."""
-    return spec.params * (2 if precision == "bf16" else 4)
+def weight_bytes(spec: EncoderSpec) -> int:
+    """Give the size of the weights in float32; under bf16 they take about half of it."""
+    return 4 * spec.params
 
 
 def activation_bytes(spec: EncoderSpec, resolution: tuple[int, int]) -> int:
@@ -74,7 +74,7 @@ def default_batch(
     """
     if spec.network == "volume":
         return 1
-    free = max(_USABLE * memory_bytes - weight_bytes(spec, "fp32"), 2e9)
+    free = max(_USABLE * memory_bytes - weight_bytes(spec), 2e9)
     fits = int(free / activation_bytes(spec, resolution))
     operations = gflop(spec, resolution) or _ENOUGH_GFLOP
     enough = max(_ENOUGH_GFLOP / operations, _ENOUGH_TOKENS / _tokens(spec, resolution))

@@ -13,11 +13,12 @@ from dinocache.cost import gflop
 from dinocache.engine import UnitWork, close_segment
 from dinocache.errors import RecipeMismatchError, TableError
 from dinocache.items import same_labels
-from dinocache.job import NO_WEIGHTS, ExtractRequest, Job, made_by
+from dinocache.job import NO_WEIGHTS, Job, made_by
 from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, VECTOR_KINDS, array_layout
 from dinocache.manifest import find_dataset
 from dinocache.plan import make_segment
 from dinocache.progress import Progress, QuietProgress, human_bytes
+from dinocache.request import ExtractRequest
 from dinocache.store import FailedItem, FeatureStore
 from dinocache.writer import StoreWriter
 

@@ -1,7 +1,8 @@
 """An encoder with its weights on a device: pixels in, features out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -37,11 +38,10 @@ class Encoder:
     network: Network
     compiled: bool = False
     """Whether torch compiles the network for each shape of batch: keep that shape."""
-    _call: nn.Module = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        call = torch.compile(self.network, dynamic=False) if self.compiled else self.network
-        object.__setattr__(self, "_call", call)
+    @cached_property
+    def _call(self) -> Callable[..., dict[str, Tensor]]:
+        return torch.compile(self.network, dynamic=False) if self.compiled else self.network
 
     @property
     def channels_last(self) -> bool:
@@ -84,7 +84,7 @@ class Encoder:
         ):
             moved = pixels.to(self.device).contiguous(memory_format=layout)
             try:
-                features: dict[str, Tensor] = self._call(moved, wanted(kinds))
+                features = self._call(moved, wanted(kinds))
             except RuntimeError as exc:
                 if (reason := self._reason(exc, len(pixels), (height, width))) is None:
                     raise
@@ -159,22 +159,27 @@ def load_encoder(
         stored_periods = checkpoint.periods
     rope_source = _set_rope_periods(spec, network, rope, stored_periods)
     target = torch.device(device)
-    if precision == "bf16":
-        for module in network.modules():
-            if isinstance(module, _MATRICES):
-                module.to(torch.bfloat16)
-    network = network.to(target).eval().requires_grad_(False)
-    if spec.network == "maps":
-        network = network.to(memory_format=torch.channels_last)
     return Encoder(
         spec=spec,
         weights=found,
         rope=rope_source,
         device=target,
         precision=precision,
-        network=network,
+        network=_placed(network, spec, target, precision),
         compiled=compiled,
     )
+
+
+def _placed(
+    network: Network, spec: EncoderSpec, device: torch.device, precision: Precision
+) -> Network:
+    """Freeze a network and move it, its tensors in the types and the order that are fastest."""
+    if precision == "bf16":
+        for module in network.modules():
+            if isinstance(module, _MATRICES):
+                module.to(torch.bfloat16)
+    network = network.to(device).eval().requires_grad_(False)
+    return network.to(memory_format=torch.channels_last) if spec.network == "maps" else network
 
 
 def _one_line(exc: BaseException) -> str:

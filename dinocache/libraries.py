@@ -77,23 +77,15 @@ def _timm_spec(name: str, model_name: str) -> EncoderSpec:
         known = ", ".join(timm.list_pretrained(f"{model_name.split('.')[0]}.*"))
         raise RequestError(f"timm has no weights {model_name!r}; it has {known or 'none'}") from exc
     side = min(facts.input_size[1:])
-    arguments: dict[str, Any] = {}
-    model: Any
     with torch.device("meta"), torch.no_grad():
-        try:
-            arguments = {"dynamic_img_size": True}
-            model = timm.create_model(model_name, pretrained=False, num_classes=0, **arguments)
-        except TypeError:  # only transformers with position embeddings know it
-            arguments = {}
-            model = timm.create_model(model_name, pretrained=False, num_classes=0)
-        model.eval()
+        model, arguments = _timm_model(model_name)
         pixels = torch.empty(1, 3, side, side)
         features = model.forward_features(pixels)
         if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
             raise RequestError(f"{name} gives neither tokens nor a map")
         try:
             embed_dim = model.forward_head(features, pre_logits=True).shape[-1]
-        except (AttributeError, NotImplementedError, TypeError) as exc:
+        except (AttributeError, NotImplementedError, TypeError) as exc:  # as each model says it
             raise RequestError(
                 f"{name} pools nothing without a classifier; choose another"
             ) from exc
@@ -101,6 +93,7 @@ def _timm_spec(name: str, model_name: str) -> EncoderSpec:
         step = shape["step_px"]
         if not _takes_others(model, shape, (side + step, side + 2 * step)):
             shape["fixed_px"] = side
+    rope: Any = getattr(model, "rope", None)
     classifier = facts.classifier or ()
     return EncoderSpec(
         **shape,
@@ -114,9 +107,7 @@ def _timm_spec(name: str, model_name: str) -> EncoderSpec:
         std=tuple(facts.std),
         filter="bilinear" if facts.interpolation == "bilinear" else "bicubic",
         crop_pct=facts.crop_pct or 1.0,
-        rope_base=getattr(getattr(model, "rope", None), "temperature", None)
-        if hasattr(getattr(model, "rope", None), "periods")
-        else None,
+        rope_base=getattr(rope, "temperature", None) if hasattr(rope, "periods") else None,
         params=sum(parameter.numel() for parameter in model.parameters()),
         classifier=(classifier,) if isinstance(classifier, str) else tuple(classifier),
         licence=facts.license or "not stated by timm",
@@ -125,6 +116,19 @@ def _timm_spec(name: str, model_name: str) -> EncoderSpec:
         obtain=f"See huggingface.co/{facts.hf_hub_id}" if facts.hf_hub_id else "See timm",
         untested="any model of timm",
     )
+
+
+def _timm_model(model_name: str) -> tuple[Any, dict[str, Any]]:
+    """Build a model, for any size where it can be, and say with which arguments."""
+    import timm
+
+    arguments: dict[str, Any] = {"dynamic_img_size": True}
+    try:
+        model = timm.create_model(model_name, pretrained=False, num_classes=0, **arguments)
+    except TypeError:  # only transformers with position embeddings know it
+        arguments = {}
+        model = timm.create_model(model_name, pretrained=False, num_classes=0)
+    return model.eval(), arguments
 
 
 def _timm_shape(

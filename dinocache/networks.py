@@ -4,17 +4,14 @@ timm and open_clip build what they know. The wrappers here only name what comes 
 token, the mean over patches, the publisher's own embedding, and maps of any layer, all of one pass.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from dinocache.errors import RequestError
 from dinocache.layout import layer_number
 from dinocache.spec import EncoderSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["Network", "Wanted", "build_network", "wanted"]
 

@@ -76,9 +76,9 @@ class EncoderSpec:
     """Of red, green, blue in [0, 1]; for a grey input the first counts."""
     std: Triple = IMAGENET_STD
     filter: Literal["bicubic", "bilinear"] = "bicubic"
-    """The publisher's resizing filter."""
+    """The resizing filter of its library's own transform."""
     crop_pct: float = 1.0
-    """Part of the resized image that the publisher's evaluation keeps, under `crop`."""
+    """Part of the resized image that its library's own transform keeps; for `crop`."""
     window: Literal["full-range", "min-max"] = "full-range"
     rope_base: float | None = None
     params: int
@@ -158,11 +158,10 @@ def dense_kinds(spec: EncoderSpec, layers: str) -> tuple[str, ...]:
     """
     compact = ",".join(part.strip() for part in layers.split(","))
     match = _LAYERS.fullmatch(compact)
-    what = "stages" if spec.pyramid else "blocks"
     if match is None:
         raise RequestError(
-            f"--layers {layers!r}: give last, last4 (the last four), or numbers of {what} from 0 "
-            f"with commas, as 5,{spec.depth - 1}"
+            f"--layers {layers!r}: give last, last4 (the last four), or numbers of "
+            f"{_what_layers_are(spec)} from 0 with commas, as 5,{spec.depth - 1}"
         )
     if compact.startswith("last"):
         count = int(match[1] or 1)
@@ -174,8 +173,12 @@ def dense_kinds(spec: EncoderSpec, layers: str) -> tuple[str, ...]:
     return tuple("dense" if n == spec.depth - 1 else layer_kind(n) for n in numbers)
 
 
+def _what_layers_are(spec: EncoderSpec) -> str:
+    return "stages" if spec.pyramid else "blocks"
+
+
 def _layers_of(spec: EncoderSpec) -> str:
-    what = "stages" if spec.pyramid else "blocks"
+    what = _what_layers_are(spec)
     return f"{spec.name} has {spec.depth} {what}, numbered 0 to {spec.depth - 1}"
 
 

@@ -253,7 +253,6 @@ def _hub_weights(spec: EncoderSpec) -> Weights:
         raise WeightsUnavailableError(f"the hub has no weights of {spec.name}")
     first = spec.hub[0]
     try:
-        import huggingface_hub
         from huggingface_hub.constants import HF_HUB_OFFLINE
     except ModuleNotFoundError as exc:
         raise WeightsUnavailableError(
@@ -266,24 +265,32 @@ def _hub_weights(spec: EncoderSpec) -> Weights:
         raise WeightsUnavailableError(
             f"{first.repo} is not in the local Hugging Face cache, and HF_HUB_OFFLINE is set"
         )
+    downloaded, reason = _downloaded([h for h in spec.hub if h.repo == first.repo])
+    if downloaded is None:
+        raise WeightsUnavailableError(
+            f"{first.repo} is not in the local Hugging Face cache and cannot be had from the hub: "
+            f"{reason}"
+        )
+    return _file_weights(downloaded, spec, f"hub:{first.repo}")
+
+
+def _downloaded(files: Sequence[HubFile]) -> tuple[str | None, str]:
+    """Download the first file that a repository has: its path, or None and why not."""
+    import huggingface_hub
+
     # One request without retries: hf_hub_download alone goes on trying for minutes where no
     # network is.
-    reason, failure = hub_answers(first.repo), ""
-    for file in [h.file for h in spec.hub if h.repo == first.repo and not reason]:
+    reason = hub_answers(files[0].repo)
+    if reason:
+        return None, reason
+    for hub_file in files:
         try:
-            downloaded = huggingface_hub.hf_hub_download(first.repo, file)
+            return huggingface_hub.hf_hub_download(hub_file.repo, hub_file.file), ""
         except huggingface_hub.errors.EntryNotFoundError as exc:
-            failure = _reason(exc)
-        except Exception as exc:  # its HTTP library's and its Rust part's errors share no base
             reason = _reason(exc)
-            break
-        else:
-            return _file_weights(downloaded, spec, f"hub:{first.repo}")
-    reason = reason or failure
-    raise WeightsUnavailableError(
-        f"{first.repo} is not in the local Hugging Face cache and cannot be had from the hub: "
-        f"{reason}"
-    )
+        except Exception as exc:  # its HTTP library's and its Rust part's errors share no base
+            return None, _reason(exc)
+    return None, reason
 
 
 def _cached(files: Sequence[HubFile]) -> tuple[HubFile, Path] | None:

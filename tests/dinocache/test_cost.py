@@ -59,8 +59,7 @@ class TestBytes:
     def test_params_are_those_of_the_network(self, spec: EncoderSpec) -> None:
         found = sum(parameter.numel() for parameter in on_meta(spec).parameters())
         assert found == spec.params
-        assert weight_bytes(spec, "fp32") == 4 * found
-        assert weight_bytes(spec, "bf16") == 2 * found
+        assert weight_bytes(spec) == 4 * found
 
     @every_row
     def test_activations_grow_with_the_row(self, spec: EncoderSpec) -> None:
@@ -82,13 +81,13 @@ class TestDefaultBatch:
             assert batch in [1 << n for n in range(9)]
             rows = batch * activation_bytes(spec, resolution)
             if spec.name not in NOT_ON_SMALL_DEVICES and batch > 1:
-                assert weight_bytes(spec, "fp32") + rows <= 8 * GB
+                assert weight_bytes(spec) + rows <= 8 * GB
 
     @every_row
     def test_one_row_fits_at_the_native_size(self, spec: EncoderSpec) -> None:
         if spec.name not in NOT_ON_SMALL_DEVICES:
             row = activation_bytes(spec, (spec.native_px, spec.native_px))
-            assert weight_bytes(spec, "fp32") + row <= 8 * GB
+            assert weight_bytes(spec) + row <= 8 * GB
 
     @every_row
     def test_more_memory_never_gives_a_smaller_batch(self, spec: EncoderSpec) -> None:
@@ -117,7 +116,7 @@ class TestDefaultBatch:
     @pytest.mark.parametrize("name", NOT_ON_SMALL_DEVICES)
     def test_what_does_not_fit_is_planned_for_a_larger_device(self, name: str) -> None:
         spec = encoder_spec(name)
-        assert weight_bytes(spec, "fp32") > 8 * GB
+        assert weight_bytes(spec) > 8 * GB
         for resolution in resolutions(spec):
             batch = default_batch(spec, resolution)
             assert batch == 1 or batch * activation_bytes(spec, resolution) <= 2 * GB

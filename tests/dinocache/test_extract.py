@@ -24,10 +24,10 @@ from dinocache.errors import (
 )
 from dinocache.extract import dry_run, extract, relabel
 from dinocache.inference import Encoder, load_encoder
-from dinocache.job import ExtractRequest, parse_resolution, parse_window
 from dinocache.layout import FEATURES
 from dinocache.progress import QuietProgress
 from dinocache.recipe import WindowRecipe
+from dinocache.request import ExtractRequest, parse_resolution, parse_window
 from dinocache.store import FeatureStore
 from dinocache.verify import verify
 

@@ -24,8 +24,8 @@ import zarr  # noqa: F401 - likewise
 from making import tiny_request
 
 from dinocache.extract import extract
-from dinocache.job import ExtractRequest
 from dinocache.layout import FEATURES, UNITS
+from dinocache.request import ExtractRequest
 from dinocache.verify import verify
 
 Stamp = tuple[int, int]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dinocache.job import ExtractRequest
+from dinocache.request import ExtractRequest
 
 
 def make_table(folder: Path, n_images: int, *, seed: int = 0) -> Path:
