@@ -27,7 +27,7 @@ _PLAIN_CODECS = [
     {"name": "bytes", "configuration": {"endian": "little"}},
     {"name": "crc32c"},
 ]
-_DTYPES = {"float16": "<f2", "float32": "<f4"}
+_DTYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
 
 
 class ChunkedArray:

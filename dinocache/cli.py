@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -44,6 +44,13 @@ def _encoder_names(start: str) -> list[str]:
     from dinocache.encoders import ENCODERS
 
     return [spec.name for spec in ENCODERS if spec.name.startswith(start)]
+
+
+def _reader_names(start: str) -> list[str]:
+    """Complete the name of a reader."""
+    from dinocache.readers import READERS
+
+    return [name for name in READERS if name.startswith(start)]
 
 
 def _dataset_names(start: str) -> list[str]:
@@ -133,11 +140,43 @@ ArithmeticOption = Annotated[
 WindowOption = Annotated[
     str | None,
     typer.Option(
-        help="Stored values that become 0 and 1: full-range (of the integer type), min-max (of "
-        "each item), or LOW:HIGH. Default: full-range; min-max for anatomix."
+        help="Values that become 0 and 1: full-range (of the integer type), file (DICOM's own), "
+        "min-max, LOW:HIGH, W400L40 (width, level), hu, lung, soft-tissue, bone, brain, suv, "
+        "percentile:1:99, z-score:3; the last two and min-max with /nonzero to leave zeros out. "
+        "One, or one a channel with commas; three make three channels of a grey one. Default: the "
+        "dataset's; percentile for volumes; min-max for anatomix; else full-range."
+    ),
+]
+ReaderOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=_reader_names,
+        help="image, volume, slide, video or stack (`dinocache readers`). Default: by file names.",
+    ),
+]
+OptionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        help="NAME=VALUE of the reader, as spacing=1,1,3; may be repeated. `dinocache readers "
+        "NAME` lists them.",
+    ),
+]
+MppOption = Annotated[
+    float | None,
+    typer.Option(help="um/px of a slide's full resolution, where its file does not say."),
+]
+ChannelsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What becomes of several channels: stacked (the encoder's input together) or passes "
+        "(through the encoder one by one: kinds cls.ct, cls.pet); passes:NAME,NAME names those of "
+        "one file. Default: passes where a table has columns path.NAME."
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps or cpu.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: 4.")]
 UnitRowsOption = Annotated[
     int | None,
     typer.Option(
@@ -179,6 +218,10 @@ def extract(
     resize: ResizeOption = None,
     arithmetic: ArithmeticOption = None,
     window: WindowOption = None,
+    reader: ReaderOption = None,
+    option: OptionsOption = None,
+    mpp: MppOption = None,
+    channels: ChannelsOption = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -215,7 +258,7 @@ def extract(
     ] = None,
     batch: BatchOption = None,
     unit_rows: UnitRowsOption = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
+    workers: WorkersOption = None,
     append: Annotated[
         bool, typer.Option(help="Add this table's new items to the store of another table.")
     ] = False,
@@ -233,6 +276,8 @@ def extract(
     Examples:
         dinocache extract demo --weights random
         dinocache extract images.csv --data /data/xray --model dinov3-b --resolution 512
+        dinocache extract scans.csv --window hu -o axis=coronal -o spacing=1,1,2
+        dinocache extract slides.csv --reader slide -o tile_px=256 -o tile_mpp=0.5 --mpp 0.25
     """
     request = _request(
         dataset=dataset,
@@ -247,6 +292,10 @@ def extract(
         resize=_choice("--resize", resize, RESIZES),
         arithmetic=_choice("--arithmetic", arithmetic, ARITHMETICS),
         window=window,
+        reader=reader,
+        option=option,
+        mpp=mpp,
+        channels=channels,
         weights=weights,
         rope=_choice("--rope", rope, ROPES),
         device=device,
@@ -289,7 +338,14 @@ def plan(
     variant: VariantOption = "",
     features: FeaturesOption = None,
     layers: LayersOption = None,
+    resize: ResizeOption = None,
+    window: WindowOption = None,
+    reader: ReaderOption = None,
+    option: OptionsOption = None,
+    mpp: MppOption = None,
+    channels: ChannelsOption = None,
     device: DeviceOption = "auto",
+    workers: WorkersOption = None,
     batch: BatchOption = None,
     unit_rows: UnitRowsOption = None,
     json: JsonOption = False,
@@ -305,7 +361,14 @@ def plan(
         variant=variant,
         features=features,
         layers=layers,
+        resize=_choice("--resize", resize, RESIZES),
+        window=window,
+        reader=reader,
+        option=option,
+        mpp=mpp,
+        channels=channels,
         device=device,
+        workers=workers,
         batch=batch,
         unit_rows=unit_rows,
     )
@@ -315,6 +378,7 @@ def plan(
 @app.command()
 def info(store: StoreArgument, json: JsonOption = False) -> None:
     """Show what a store holds: recipe, kinds, how much of it is done."""
+    from dinocache.listing import shown
     from dinocache.store import FeatureStore
 
     opened = FeatureStore(store)
@@ -323,7 +387,7 @@ def info(store: StoreArgument, json: JsonOption = False) -> None:
     for kind in opened.kinds:
         units = len(opened.work([kind]))
         kinds[kind] = {"units": units, "committed": units - len(opened.missing([kind]))}
-    failures = opened.failures()
+    failures, notes = opened.failures(), opened.notes()
     facts: dict[str, Any] = {
         "dataset": header.dataset,
         "variant": header.variant,
@@ -334,6 +398,7 @@ def info(store: StoreArgument, json: JsonOption = False) -> None:
         "rows": sum(sum(s.item_rows) for s in opened.segments),
         "segments": len(opened.segments),
         "failed_items": len(failures),
+        "notes": notes,
         "kinds": kinds,
         "columns": list(opened.items.columns),
         "digest": header.digest,
@@ -348,6 +413,8 @@ def info(store: StoreArgument, json: JsonOption = False) -> None:
     if facts["random_weights"]:
         print(f"RANDOM WEIGHTS ({facts['weights']}): for tests and demonstrations only")
     encoder, given = header.recipe.encoder, header.recipe.input
+    reader, channels = header.recipe.reader, header.recipe.channels
+    told = [f"{key}={shown(value)}" for key, value in reader.options.items() if value is not None]
     rows = [
         ("dataset", f"{header.dataset}{f' ({header.variant})' if header.variant else ''}"),
         ("encoder", f"{encoder.name}, {encoder.dim} wide, patch {encoder.patch_px} px"),
@@ -356,11 +423,18 @@ def info(store: StoreArgument, json: JsonOption = False) -> None:
         (
             "input",
             f"{given.resolution[0]} x {given.resolution[1]} px, {given.resize.mode}, "
-            f"{_window(given.window)}, resized in {given.resize.arithmetic}",
+            f"{', '.join(_window(w) for w in given.windows)}, resized in {given.resize.arithmetic}",
+        ),
+        ("reader", " ".join([reader.name, *told])),
+        *(
+            [("channels", f"{channels.mode}: {', '.join(channels.names)}")]
+            if channels.names
+            else []
         ),
         ("precision", f"{header.recipe.precision}, stored as {header.recipe.dtype}"),
         ("items", f"{facts['items']} ({facts['failed_items']} failed), {facts['rows']} rows"),
         *((kind, f"{n['committed']} of {n['units']} units") for kind, n in kinds.items()),
+        *([("notes", f"of {len(notes)} items; --json lists them")] if notes else []),
         ("complete", "yes" if facts["complete"] else "no: run the same `dinocache extract` again"),
         ("columns", ", ".join(facts["columns"])),
         ("digest", header.digest),
@@ -507,6 +581,82 @@ def encoders(
 
 
 @app.command()
+def readers(
+    name: Annotated[
+        str | None,
+        typer.Argument(autocompletion=_reader_names, help="One reader, to list its options."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the readers and what they read, or the options of one."""
+    from dinocache.listing import shown
+    from dinocache.readers import READERS, reader_class
+
+    if name is None:
+        summaries = {key: reader_class(key).summary for key in READERS}
+        if json:
+            echo_json(summaries)
+        else:
+            _print_rows(list(summaries.items()))
+        return
+    found = reader_class(name)
+    schema = found.Options.model_json_schema()
+    if json:
+        echo_json({"name": name, "summary": found.summary, "options": schema})
+        return
+    defaults = found().options
+    columns = ", ".join(f"{column} ({unit})" for column, unit in found.columns)
+    _print_rows(
+        [
+            ("reads", found.summary),
+            ("window", f"{found.window}, unless --window says otherwise"),
+            *([("coordinates", columns)] if columns else []),
+            *(
+                (f"-o {key}=", f"{_line(field.description)} (default {shown(defaults[key])})")
+                for key, field in found.Options.model_fields.items()
+            ),
+        ]
+    )
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file, or a folder, that is one item.")],
+    reader: ReaderOption = None,
+    option: OptionsOption = None,
+    mpp: MppOption = None,
+    window: WindowOption = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Write some of its rows, windowed, to this PNG.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what a reader makes of one item: rows, type, spacing, values; writes no store.
+
+    Examples:
+        dinocache inspect scan.nii.gz --window lung --picture scan.png
+        dinocache inspect slide.svs -o tile_px=256 --picture tiles.png
+    """
+    from dinocache.inspection import inspect_item
+    from dinocache.listing import shown
+
+    asked = _request(dataset="", reader=reader, option=option, mpp=mpp, window=window)
+    found = inspect_item(path, reader=asked.reader, options=asked.options, windows=asked.windows)
+    if picture is not None:
+        found.draw(picture)
+    if json:
+        echo_json(found.facts)
+        return
+    facts = {
+        key.replace("_", " "): value for key, value in found.facts.items() if value is not None
+    }
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            facts[key] = ", ".join(f"{k} {shown(v)}" for k, v in value.items() if v is not None)
+    _print_rows([(key, shown(value)) for key, value in facts.items() if value not in ([], "")])
+
+
+@app.command()
 def doctor(store: RootOption = Path("features"), json: JsonOption = False) -> None:
     """Say what this machine has for extraction, and what to do about each lack.
 
@@ -542,6 +692,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    for library in ("pydicom", "nibabel.global", "tifffile"):  # whatever matters is raised
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     return run(app, "dinocache", arguments)
 
 
@@ -550,19 +702,33 @@ def _request(
     features: str | None = None,
     resolution: str | None = None,
     window: str | None = None,
+    channels: str | None = None,
+    reader: str | None = None,
+    option: Sequence[str] | None = None,
+    mpp: float | None = None,
     **options: Any,  # noqa: ANN401
 ) -> "ExtractRequest":
-    from dinocache.request import ExtractRequest, parse_resolution, parse_window
+    from dinocache.readers import READERS
+    from dinocache.request import (
+        ExtractRequest,
+        parse_channels,
+        parse_options,
+        parse_resolution,
+        parse_windows,
+    )
 
     return ExtractRequest(
         features=tuple(part.strip() for part in features.split(",")) if features else None,
         resolution=parse_resolution(resolution) if resolution else None,
-        window=parse_window(window) if window else None,
+        windows=parse_windows(window) if window else None,
+        channels=parse_channels(channels) if channels else None,
+        reader=_choice("--reader", reader, READERS),
+        options=(parse_options(option or ()) | ({} if mpp is None else {"slide_mpp": mpp})),
         **options,
     )
 
 
-def _choice(option: str, value: str | None, choices: tuple[str, ...]) -> str | None:
+def _choice(option: str, value: str | None, choices: Collection[str]) -> str | None:
     from dinocache.errors import RequestError
 
     if value is not None and value not in choices:
@@ -646,5 +812,13 @@ def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
 def _window(window: "WindowRecipe") -> str:
-    return f"{window.low:g} to {window.high:g}" if window.mode == "range" else window.mode
+    zeros = " of what is not 0" if window.nonzero else ""
+    if window.mode == "range":
+        return f"{window.low:g} to {window.high:g}"
+    limits = "" if window.low is None else f" {window.low:g} to {window.high:g}"
+    return f"{window.mode}{limits}{zeros}"

@@ -1,6 +1,6 @@
 """What this machine has for extraction, and what to do about each lack."""
 
-import importlib.util
+import importlib
 import os
 import shutil
 import sys
@@ -29,7 +29,22 @@ _PACKAGES = (
     "psutil",
     "zarr",
 )
-_LATER = {"openslide": "slides", "nibabel": "NIfTI volumes", "pydicom": "DICOM", "av": "videos"}
+_OF_READERS = {
+    "nibabel": "NIfTI volumes",
+    "isal": "compressed volumes",
+    "pydicom": "DICOM",
+    "openslide": "slides",
+    "tifffile": "TIFF",
+    "imagecodecs": "slides, 16-bit colour, compressed DICOM",
+    "av": "videos",
+    "h5py": "HDF5 stacks",
+    "scipy": "tissue of slides, channels on other grids",
+}
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "openslide": "openslide-python",
+}
 _CODECS = {"jpg": "JPEG", "zlib": "PNG", "libtiff": "compressed TIFF", "jpg_2000": "JPEG 2000"}
 _PROBED_REPO = "timm/vit_small_patch16_dinov3.lvd1689m"
 _LITTLE_DISK, _LITTLE_MEMORY = 10e9, 8e9
@@ -79,8 +94,8 @@ def _python() -> list[Finding]:
 
 def _packages() -> list[Finding]:
     found = []
-    for name in _PACKAGES:
-        distribution = {"PIL": "pillow", "open_clip": "open_clip_torch"}.get(name, name)
+    for name in (*_PACKAGES, *_OF_READERS):
+        distribution = _DISTRIBUTIONS.get(name, name)
         try:
             importlib.import_module(name)
             version = metadata.version(distribution)
@@ -89,6 +104,8 @@ def _packages() -> list[Finding]:
         except ModuleNotFoundError as exc:
             advice = "pip install 'dinocache[extract]'"
             text = "not installed" if exc.name == name else f"needs {exc.name}, not installed"
+            if name in _OF_READERS:
+                text += f": {_OF_READERS[name]} cannot be read"
             found.append(Finding(what=name, state="lack", found=text, advice=advice))
         except Exception as exc:  # torchvision beside a foreign torch fails in its own way
             advice = "install torch and torchvision as a pair, see README, 'What each machine gets'"
@@ -143,12 +160,7 @@ def _readers() -> list[Finding]:
         found=f"without {', '.join(lacking)}" if lacking else ", ".join(_CODECS.values()),
         advice="pip install --force-reinstall pillow" if lacking else "",
     )
-    others = []
-    for module, purpose in _LATER.items():
-        there = importlib.util.find_spec(module) is not None
-        text = "installed" if there else f"not installed; no reader of {purpose} in this version"
-        others.append(Finding(what=module, state="good" if there else "note", found=text))
-    return [codecs, *others]
+    return [codecs]
 
 
 def _hub() -> list[Finding]:

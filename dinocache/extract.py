@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from dinocache.cost import gflop
@@ -14,7 +15,7 @@ from dinocache.engine import UnitWork, close_segment
 from dinocache.errors import RecipeMismatchError, TableError
 from dinocache.items import same_labels
 from dinocache.job import NO_WEIGHTS, Job, made_by
-from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, VECTOR_KINDS, array_layout
+from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, array_layout, is_vector_kind
 from dinocache.manifest import find_dataset
 from dinocache.plan import make_segment
 from dinocache.progress import Progress, QuietProgress, human_bytes
@@ -142,7 +143,8 @@ def dry_run(request: ExtractRequest) -> Forecast:
     if store:
         job.check_options(store, store.header.recipe.encoder.weights)
     planned = {i for s in store.segments for i in s.item_ids} if store else set()
-    fresh = [item for item in job.count_rows() if item[0] not in planned]
+    unplanned = [str(i) for i in job.dataset.table["item_id"] if str(i) not in planned]
+    fresh = list(job.count_rows(unplanned).items())
     grid = store.header.grid if store else job.new_grid()
     segments = list(store.segments) if store else []
     missing = {w.unit for w in store.missing(job.features)} if store else set()
@@ -154,7 +156,8 @@ def dry_run(request: ExtractRequest) -> Forecast:
     recipe = store.header.recipe if store else job.recipe_of(NO_WEIGHTS, "bfloat16")
     sizes = {}
     for kind in (k for k in job.features if k not in NATIVE_KINDS):
-        sizes[kind] = 2 * rows * math.prod(array_layout(kind, recipe, grid).tail)
+        layout = array_layout(kind, recipe, grid)
+        sizes[kind] = np.dtype(layout.dtype).itemsize * rows * math.prod(layout.tail)
     units = {u.name for s in segments for u in s.units}
     return Forecast(
         path=job.path,
@@ -212,14 +215,14 @@ def _plan(writer: StoreWriter, job: Job) -> None:
     if not known.issuperset(table["item_id"]):
         fresh = table[~table["item_id"].isin(known)]
         writer.put_items(table if not known else pd.concat([store.items, fresh], ignore_index=True))
-    counts = dict(job.count_rows())
+    listed = set(table["item_id"])
     while unplanned := writer.store.unplanned():
-        if lost := [i for i in unplanned if i not in counts]:
+        if lost := [i for i in unplanned if i not in listed]:
             raise TableError(
                 f"{job.path}: item {lost[0]!r} was appended but is not extracted yet, and this "
                 "table does not list it; run the command that appended it again first"
             )
-        _add(writer, [(i, counts[i]) for i in unplanned])
+        _add(writer, list(job.count_rows(unplanned).items()))
     if job.request.retry_failed:
         # Those that a segment holds which is still to be done are being retried already.
         pending = {
@@ -229,9 +232,9 @@ def _plan(writer: StoreWriter, job: Job) -> None:
             if w.segment.number == writer.store.segments[-1].number > 1
         }
         failed = [f.item_id for f in writer.store.failures() if f.item_id not in pending]
-        again = [(i, counts[i]) for i in failed if i in counts]
+        again = [item_id for item_id in failed if item_id in listed]
         if again:
-            _add(writer, again)
+            _add(writer, list(job.count_rows(again).items()))
 
 
 def _add(writer: StoreWriter, items: Sequence[tuple[str, int]]) -> None:
@@ -251,7 +254,7 @@ def _unit_work(store: FeatureStore, features: Sequence[str]) -> Iterator[UnitWor
 
 def _close(writer: StoreWriter, features: Sequence[str]) -> None:
     for segment in writer.store.segments:
-        for kind in (k for k in features if k in VECTOR_KINDS):
+        for kind in (k for k in features if is_vector_kind(k)):
             if not writer.store.is_committed(segment.closing_name, f"{ITEM_PREFIX}{kind}"):
                 close_segment(writer, segment, kind, made_by(writer.store.header.execution.device))
 

@@ -2,7 +2,9 @@
 
 Columns that mean something to the project: `item_id` (unique), `path` (relative to the data
 folder), `group` (the patient: nothing of one group is ever on both sides of a split), and where
-there are any `split` and `mask`. Every other column is a target or a description.
+there are any `split`, `mask` and `crop_mask` (a label map at whose centroid a volume is cropped).
+`path.ct`, `path.pet` and the like, instead of `path`, name the files of an item's channels. Every
+other column is a target or a description.
 """
 
 import hashlib
@@ -16,9 +18,10 @@ import pandas as pd
 from dinocache.errors import RequestError, StoreDamagedError, TableError
 
 __all__ = [
-    "RESERVED",
+    "channel_columns",
     "check_name",
     "from_parquet",
+    "is_reserved",
     "latest_number",
     "normalise",
     "parquet_name",
@@ -27,8 +30,8 @@ __all__ = [
     "to_parquet",
 ]
 
-RESERVED = ("item_id", "path", "group", "split", "mask")
-"""Columns that are no targets."""
+_RESERVED = ("item_id", "path", "group", "split", "mask", "crop_mask")
+_CHANNEL = re.compile(r"path\.((?!l\d\d$)[a-z0-9_]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FILE = re.compile(r"items-(\d{4})-([0-9a-f]{16})\.parquet")
 _SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -53,6 +56,24 @@ def check_name(name: str, option: str) -> str:
             f"(at most 100). Set another with {option}."
         )
     return name
+
+
+def is_reserved(column: str) -> bool:
+    """Tell whether a column has a meaning of its own, and is no target."""
+    return column in _RESERVED or _CHANNEL.fullmatch(column) is not None
+
+
+def channel_columns(table: pd.DataFrame) -> dict[str, str]:
+    """Find the columns that name the files of an item's channels.
+
+    Args:
+        table: Of items.
+
+    Returns:
+        Channel -> column, in the table's order; empty where an item is one file.
+    """
+    matches = {column: _CHANNEL.fullmatch(column) for column in table.columns}
+    return {match[1]: column for column, match in matches.items() if match}
 
 
 def read_table(path: Path, data: Path) -> pd.DataFrame:
@@ -81,7 +102,7 @@ def read_table(path: Path, data: Path) -> pd.DataFrame:
             table = pd.read_csv(
                 path,
                 sep="\t" if path.suffix.lower() == ".tsv" else ",",
-                dtype=dict.fromkeys(RESERVED, "string"),
+                dtype=dict.fromkeys(_RESERVED, "string"),
                 encoding="utf-8-sig",
             )
     except (ValueError, OSError, UnicodeDecodeError) as exc:
@@ -93,7 +114,8 @@ def normalise(table: pd.DataFrame, data: Path, name: str) -> pd.DataFrame:
     """Check a table of items and fill in what may be left out.
 
     Args:
-        table: With a column `path`; `item_id` is the path where it is missing, `group` the item.
+        table: With a column `path`, or several `path.NAME`, of which the first stands for it;
+            `item_id` is the path where it is missing, `group` the item.
         data: The folder that its paths are relative to; absolute ones are made so.
         name: The table's, for messages.
 
@@ -104,6 +126,10 @@ def normalise(table: pd.DataFrame, data: Path, name: str) -> pd.DataFrame:
         TableError: If there is no column `path`, no row, an empty or repeated `item_id`, an empty
             path, or one that leaves the folder.
     """
+    table.columns = table.columns.map(str)
+    channels = list(channel_columns(table).values())
+    if "path" not in table.columns and channels:
+        table = table.assign(path=table[channels[0]])
     if "path" not in table.columns:
         columns = ", ".join(str(c) for c in table.columns[:12])
         raise TableError(
@@ -113,11 +139,10 @@ def normalise(table: pd.DataFrame, data: Path, name: str) -> pd.DataFrame:
     if table.empty:
         raise TableError(f"{name} has no rows")
     table = table.reset_index(drop=True).copy()
-    table.columns = table.columns.map(str)
     for column in ("item_id", "group"):
         if column not in table:
             table[column] = table["path" if column == "item_id" else "item_id"]
-    for column in ("item_id", "path", "group"):
+    for column in ("item_id", "path", "group", *channels):
         table[column] = table[column].astype("string")
         if (empty := table[column].isna() | (table[column] == "")).any():
             row = int(empty.to_numpy().argmax()) + 1
@@ -127,7 +152,7 @@ def normalise(table: pd.DataFrame, data: Path, name: str) -> pd.DataFrame:
             f"{name}: item_id {table['item_id'][repeated].iloc[0]!r} stands in more than one row "
             f"({int(repeated.sum())} such rows); give each item its own"
         )
-    for column in [c for c in ("path", "mask") if c in table]:
+    for column in [c for c in ("path", "mask", "crop_mask", *channels) if c in table]:
         table[column] = _relative(table[column].astype("string"), data, name, column)
     first = ["item_id", "path", "group"]
     return table[first + [c for c in table.columns if c not in first]]

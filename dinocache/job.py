@@ -2,27 +2,29 @@
 
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from dinocache import __version__
 from dinocache.cost import default_batch
 from dinocache.devices import can_compile, choose_device, device_memory, has_bf16
-from dinocache.engine import Engine, Source, UnitWork
-from dinocache.errors import ItemError, RecipeMismatchError, RequestError, WeightsError
-from dinocache.items import check_name, same_labels
-from dinocache.layout import FORMAT, HEADER, check_kinds
+from dinocache.engine import Engine, UnitWork
+from dinocache.errors import RecipeMismatchError, RequestError, WeightsError
+from dinocache.items import channel_columns, check_name, same_labels
+from dinocache.layout import COORD, FORMAT, HEADER, check_kinds
 from dinocache.libraries import find_encoder
 from dinocache.manifest import Dataset, find_dataset
 from dinocache.plan import Grid, make_grid
 from dinocache.progress import Progress
-from dinocache.readers import Reader, make_reader
+from dinocache.readers import Reader, guess_reader, make_reader
 from dinocache.recipe import (
+    ChannelsRecipe,
     EncoderRecipe,
     InputRecipe,
     ReaderRecipe,
@@ -34,7 +36,13 @@ from dinocache.recipe import (
     resolution_name,
 )
 from dinocache.records import Execution, Header
-from dinocache.request import ExtractRequest, parse_resolution
+from dinocache.request import (
+    ExtractRequest,
+    parse_channels,
+    parse_resolution,
+    parse_windows,
+)
+from dinocache.source import Source
 from dinocache.spec import EncoderSpec, check_resolution, extracted_kinds, takes
 from dinocache.store import FeatureStore
 from dinocache.weights import resolve_weights
@@ -58,13 +66,13 @@ class Job:
     dataset: Dataset = field(init=False)
     spec: EncoderSpec = field(init=False)
     encoder: "Encoder | None" = None
+    _counted: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         request = self.request
         self.spec = find_encoder(request.model)
         self.dataset = find_dataset(request.dataset, data=request.data, name=request.name)
         defaults = self.dataset.extract
-        self.reader: Reader = make_reader(defaults.reader, defaults.options)
         listed = [parse_resolution(r) for r in defaults.resolutions]
         native = (self.spec.native_px, self.spec.native_px)
         usual = next((r for r in listed if takes(self.spec, r)), native)
@@ -75,16 +83,19 @@ class Job:
             folder += f"-{check_name(request.variant, '--variant')}"
         self.path = request.root / self.dataset.name / model_folder(self.spec.name) / folder
         self.store = FeatureStore(self.path) if (self.path / HEADER).exists() else None
+        self.reader = self._reader()
+        self.source = Source.of_table(self.dataset.table, self.dataset.data, self.reader)
+        self.channels = self._channels()
         stored = self.store.kinds if self.store else ()
         asked = check_kinds(request.features) if request.features else stored or None
-        self.features = check_kinds(
-            extracted_kinds(self.spec, asked, defaults.features, request.layers)
-        )
-        window, resize = self._window(), self._resize()
-        if resize.arithmetic == "uint8" and window.mode != "full-range":
+        names = self.channels.names if self.channels.mode == "passes" else ()
+        kinds = extracted_kinds(self.spec, asked, defaults.features, request.layers, names)
+        self.features = check_kinds((*kinds, COORD) if self.reader.columns else kinds)
+        modes = {window.mode for window in self._windows()} - {"full-range"}
+        if self._resize().arithmetic == "uint8" and modes:
             raise RequestError(
                 f"--arithmetic uint8 is for 8-bit images over their full range, not for the window "
-                f"{window.mode}; leave one of the two out"
+                f"{modes.pop()}; leave one of the two out"
             )
         if "mask" in self.features and "mask" not in self.dataset.table:
             raise RequestError(
@@ -128,12 +139,17 @@ class Job:
             input=InputRecipe(
                 resolution=self.resolution,
                 channels=spec.channels,
-                window=self._window(),
+                windows=self._windows(),
                 resize=self._resize(),
                 mean=spec.mean,
                 std=spec.std,
             ),
-            reader=ReaderRecipe(name=self.reader.name, options=self.reader.options),
+            reader=ReaderRecipe(
+                name=self.reader.name,
+                options=self.reader.options,
+                columns=self.reader.columns,
+            ),
+            channels=self.channels,
             precision=self._precision(),
         )
 
@@ -141,7 +157,7 @@ class Job:
         """Choose the grid of a new store."""
         asked = self.request.batch
         batch = default_batch(self.spec, self.resolution) if asked is None else asked
-        rows = [rows for _, rows in self.count_rows()]
+        rows = list(self.count_rows(self.dataset.table["item_id"]).values())
         grid = make_grid(rows, unit_rows=self.request.unit_rows, batch=batch)
         # No pass is larger than a unit.
         return grid if asked else replace(grid, batch=min(batch, grid.unit_rows))
@@ -153,18 +169,16 @@ class Job:
         better = min(better, grid.unit_rows)
         return None if better == grid.batch else better
 
-    def count_rows(self) -> list[tuple[str, int]]:
-        """Count each item's rows; one that cannot be opened gets one, and fails when read."""
-        counts = []
-        for item_id, path in zip(
-            self.dataset.table["item_id"], self.dataset.table["path"], strict=True
-        ):
-            try:
-                rows = self.reader.count_rows(self.dataset.data / path)
-            except ItemError:
-                rows = 1
-            counts.append((str(item_id), rows))
-        return counts
+    def count_rows(self, item_ids: Iterable[str]) -> dict[str, int]:
+        """Count the rows of some items, each once, in threads: headers are read."""
+        wanted = [str(i) for i in item_ids]
+        missing = [i for i in wanted if i not in self._counted]
+        if len(missing) > 1 and self.reader.name != "image":
+            self.progress.note(f"reading the headers of {len(missing)} items")
+        with ThreadPoolExecutor(self.workers) as pool:
+            counts = pool.map(self.source.count_rows, missing)
+            self._counted |= dict(zip(missing, counts, strict=True))
+        return {i: self._counted[i] for i in wanted}
 
     def load_encoder(self, weights: str) -> "Encoder":
         """Load the encoder once."""
@@ -190,12 +204,60 @@ class Job:
         """The device asked for."""
         return choose_device(self.request.device)
 
-    def _window(self) -> WindowRecipe:
-        if self.request.window:
-            return self.request.window
+    @property
+    def workers(self) -> int:
+        """Threads that read."""
+        return self.request.workers or 4
+
+    def _reader(self) -> Reader[Any]:
+        """Make the reader that was asked for, with the options of the store or the dataset."""
+        request, defaults = self.request, self.dataset.extract
         if self.store:
-            return self.store.header.recipe.input.window
-        return WindowRecipe(mode=self.spec.window)
+            known = self.store.header.recipe.reader
+            name, options = known.name, known.options
+        else:
+            name, options = defaults.reader, defaults.options
+        if request.reader and request.reader != name:
+            name, options = request.reader, {}
+        if name == "auto":
+            table = self.dataset.table
+            columns = list(channel_columns(table).values()) or ["path"]
+            paths = pd.concat([table[column] for column in columns])
+            name = guess_reader(self.dataset.data / path for path in paths)
+        return make_reader(name, {**options, **request.options})
+
+    def _channels(self) -> ChannelsRecipe:
+        """Settle what becomes of an item's channels, whose names are the table's if it has any."""
+        in_table = tuple(channel_columns(self.dataset.table))
+        said = self.dataset.extract.channels
+        asked = self.request.channels or (parse_channels(said) if said else None)
+        if self.store and not self.request.channels:
+            asked = self.store.header.recipe.channels
+        if asked is None:
+            # One pass each lets stores of one channel, and of several, share what is computed.
+            mode: Literal["stacked", "passes"] = "passes" if len(in_table) > 1 else "stacked"
+            asked = ChannelsRecipe(mode=mode)
+        if in_table and asked.names not in ((), in_table):
+            raise RequestError(
+                f"--channels names {', '.join(asked.names)}, the table's columns "
+                f"{', '.join(in_table)}; leave the names out"
+            )
+        if asked.mode == "passes" and not (in_table or asked.names):
+            raise RequestError(
+                "--channels passes: name the channels of each file, as passes:flair,t1gd,t2"
+            )
+        return ChannelsRecipe(mode=asked.mode, names=in_table or asked.names)
+
+    def _windows(self) -> tuple[WindowRecipe, ...]:
+        if self.request.windows:
+            return self.request.windows
+        if self.store:
+            return self.store.header.recipe.input.windows
+        if self.dataset.extract.window:
+            return parse_windows(self.dataset.extract.window)
+        if self.spec.window != "full-range":
+            return (WindowRecipe(mode=self.spec.window),)
+        return parse_windows(self.reader.window)
 
     def _resize(self) -> ResizeRecipe:
         if self.store:
@@ -363,19 +425,12 @@ class Job:
         stored = writer.store.header.recipe.encoder.weights
         encoder = self.load_encoder(self.request.weights or _weights_option(stored, self.path))
         self._check_recipe(writer.store, encoder)
-        items = writer.store.items
-        masks = items["mask"].dropna() if "mask" in items else pd.Series(dtype=str)
-        source = Source(
-            data=self.dataset.data,
-            reader=self.reader,
-            paths=dict(zip(items["item_id"], items["path"], strict=True)),
-            masks=dict(zip(items["item_id"][masks.index], masks, strict=True)),
-        )
+        source = Source.of_table(writer.store.items, self.dataset.data, self.reader)
         engine = Engine(
             writer,
             source,
             encoder,
-            workers=self.request.workers or 4,
+            workers=self.workers,
             progress=self.progress,
             made_by=made_by(self.device),
         )

@@ -16,6 +16,7 @@ from dinocache.plan import Grid
 from dinocache.recipe import Recipe
 
 __all__ = [
+    "COORD",
     "FEATURES",
     "FORMAT",
     "HEADER",
@@ -24,33 +25,43 @@ __all__ = [
     "NATIVE_KINDS",
     "PLANS",
     "SEALED",
+    "THUMBS",
     "UNITS",
     "VECTOR_KINDS",
     "ArrayLayout",
+    "Kind",
     "array_document",
     "array_layout",
     "check_kinds",
     "group_document",
     "is_row_kind",
+    "is_vector_kind",
     "layer_kind",
     "layer_number",
     "native_document",
+    "parse_kind",
     "record_name",
     "stored_kinds",
+    "thumb_name",
 ]
 
-FORMAT = 2
+FORMAT = 3
 HEADER = "store.json"
 PLANS = "plans"
 UNITS = "units"
 FEATURES = "features.zarr"
 NATIVE = "native.zarr"
+THUMBS = "thumbs"
 SEALED = "sealed.json"
 
 VECTOR_KINDS = ("cls", "mean", "embed")
 NATIVE_KINDS = ("image", "mask")
+COORD = "row_coord"
+"""Where each row stands; made by the reader, not by the encoder, and never asked for."""
 ITEM_PREFIX = "item_"
-_LAYER = re.compile(r"dense\.L(\d\d)")
+_KIND = re.compile(
+    r"(?P<base>cls|mean|embed|dense(?:\.L(?P<layer>\d\d))?)(?:\.(?P<channel>(?!l\d\d$)[a-z0-9_]+))?"
+)
 
 _MAX_SHARD_BYTES = 128 << 20
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -69,14 +80,16 @@ class ArrayLayout:
         dtype: Of the stored numbers.
         file_rows: Rows in one file: a chunk, or a shard of chunks of one row.
         sharded: Whether a file holds several chunks.
+        columns: (name, unit) of each number in a row, of coordinates.
     """
 
     kind: str
     axis: Literal["row", "item"]
     tail: tuple[int, ...]
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "float64"]
     file_rows: int
     sharded: bool = False
+    columns: tuple[tuple[str, str], ...] = ()
 
     def key(self, index: int) -> str:
         """Path within the store of one file.
@@ -91,10 +104,33 @@ class ArrayLayout:
         return f"{FEATURES}/{self.kind}/{name}"
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What the name of a kind says, as `dense.L05.pet`.
+
+    Attributes:
+        base: What the encoder is asked for: `dense.L05`.
+        layer: 5; None for vectors and the last layer's map.
+        channel: `pet`, of an item whose channels pass through the encoder one by one; else None.
+    """
+
+    base: str
+    layer: int | None
+    channel: str | None
+
+
+def parse_kind(name: str) -> Kind | None:
+    """Take the name of a kind that an encoder makes apart; None for any other."""
+    match = _KIND.fullmatch(name)
+    if match is None:
+        return None
+    return Kind(match["base"], int(match["layer"]) if match["layer"] else None, match["channel"])
+
+
 def layer_number(kind: str) -> int | None:
     """Give the layer, from 0, of a kind like `dense.L05`; None for any other kind."""
-    match = _LAYER.fullmatch(kind)
-    return int(match[1]) if match else None
+    parsed = parse_kind(kind)
+    return parsed.layer if parsed else None
 
 
 def layer_kind(number: int) -> str:
@@ -102,32 +138,46 @@ def layer_kind(number: int) -> str:
     return f"dense.L{number:02d}"
 
 
+def is_vector_kind(kind: str) -> bool:
+    """Tell whether a kind is one vector a row, of whatever channel."""
+    parsed = parse_kind(kind)
+    return parsed is not None and parsed.base in VECTOR_KINDS
+
+
 def is_row_kind(kind: str) -> bool:
-    """Tell whether a kind is made of each row: a vector, or a map of some layer."""
-    return kind in VECTOR_KINDS or kind == "dense" or layer_number(kind) is not None
+    """Tell whether the encoder makes a kind of each row: a vector, or a map of some layer."""
+    return parse_kind(kind) is not None
 
 
 def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
-    """Let through kinds that can be extracted, each once, in the usual order.
+    """Let through kinds that a store can hold, each once, in the usual order.
 
     Args:
         kinds: As a person gave them.
 
     Returns:
-        Vectors, maps from the first layer to the last, the item's own grid.
+        Vectors, maps from the first layer to the last, the rows' coordinates, the item's own grid;
+        of several channels, in alphabetical order, all kinds of one before those of the next.
 
     Raises:
         RequestError: If one is unknown or there is none.
     """
-    given = list(kinds)
-    unknown = [k for k in given if not is_row_kind(k) and k not in NATIVE_KINDS]
+    given = tuple(dict.fromkeys(kinds))
+    unknown = [k for k in given if not is_row_kind(k) and k not in (COORD, *NATIVE_KINDS)]
     if unknown or not given:
         named = ", ".join(repr(k) for k in unknown) or "nothing"
         choices = ", ".join((*VECTOR_KINDS, "dense", "dense.L05 and the like", *NATIVE_KINDS))
         raise RequestError(f"--features: {named}; choose from {choices}")
-    layers = sorted({k for k in given if layer_number(k) is not None})
-    order = (*VECTOR_KINDS, *layers, "dense", *NATIVE_KINDS)
-    return tuple(kind for kind in order if kind in given)
+
+    def rank(kind: str) -> tuple[bool, str, int, int]:
+        parsed = parse_kind(kind)
+        if parsed is None:
+            return True, "", (COORD, *NATIVE_KINDS).index(kind), 0
+        base = parsed.base.partition(".")[0]
+        depth = 100 if parsed.layer is None else parsed.layer
+        return False, parsed.channel or "", (*VECTOR_KINDS, "dense").index(base), depth
+
+    return tuple(sorted(given, key=rank))
 
 
 def array_layout(kind: str, recipe: Recipe, grid: Grid) -> ArrayLayout:
@@ -141,18 +191,30 @@ def array_layout(kind: str, recipe: Recipe, grid: Grid) -> ArrayLayout:
     Returns:
         Its layout.
     """
+    if kind == COORD:
+        return ArrayLayout(
+            kind=kind,
+            axis="row",
+            tail=(len(recipe.reader.columns),),
+            dtype="float64",
+            file_rows=grid.chunk_rows,
+            columns=recipe.reader.columns,
+        )
     encoder = recipe.encoder
     of_row = kind.removeprefix(ITEM_PREFIX)
-    dim = encoder.embed_dim or encoder.dim if of_row == "embed" else encoder.dim
+    parsed = parse_kind(of_row)
+    if parsed is None:
+        raise AssertionError(f"{kind} is no array of features")
+    dim = encoder.embed_dim or encoder.dim if parsed.base == "embed" else encoder.dim
     if kind != of_row:
         return ArrayLayout(
             kind=kind, axis="item", tail=(dim,), dtype="float32", file_rows=grid.item_chunk_rows
         )
-    if kind in VECTOR_KINDS:
+    if parsed.base in VECTOR_KINDS:
         return ArrayLayout(
             kind=kind, axis="row", tail=(dim,), dtype="float16", file_rows=grid.chunk_rows
         )
-    patch, dim = encoder.layer_shape(layer_number(kind))
+    patch, dim = encoder.layer_shape(parsed.layer)
     height, width = recipe.input.resolution
     tail = (height // patch, width // patch, dim)
     map_bytes = tail[0] * tail[1] * tail[2] * 2
@@ -184,6 +246,10 @@ def array_document(layout: ArrayLayout, length: int) -> bytes:
         }
         codecs = [{"name": "sharding_indexed", "configuration": configuration}]
     names = ["feature"] if len(layout.tail) == 1 else ["grid_row", "grid_column", "feature"]
+    attributes: dict[str, Any] = {}
+    if layout.columns:
+        names = ["column"]
+        attributes = {"columns": [list(column) for column in layout.columns]}
     return _array(
         shape=[length, *layout.tail],
         chunk=[layout.file_rows, *layout.tail],
@@ -191,7 +257,7 @@ def array_document(layout: ArrayLayout, length: int) -> bytes:
         fill="NaN",
         codecs=codecs,
         names=[layout.axis, *names],
-        attributes={},
+        attributes=attributes,
     )
 
 
@@ -230,6 +296,11 @@ def record_name(unit: str, kind: str) -> str:
     return f"{UNITS}/{unit}.{kind}.json"
 
 
+def thumb_name(position: int) -> str:
+    """Name of an item's small picture, by its position on the item axis."""
+    return f"{THUMBS}/{position}.png"
+
+
 def stored_kinds(path: Path) -> tuple[str, ...]:
     """List the kinds that a store has or was told to have.
 
@@ -244,7 +315,7 @@ def stored_kinds(path: Path) -> tuple[str, ...]:
         for group in (FEATURES, NATIVE)
         if (path / group).is_dir()
         for folder in (path / group).iterdir()
-        if (is_row_kind(folder.name) or folder.name in NATIVE_KINDS)
+        if (is_row_kind(folder.name) or folder.name in (COORD, *NATIVE_KINDS))
         and (folder / "zarr.json").exists()
     ]
     return check_kinds(found) if found else ()

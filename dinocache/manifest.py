@@ -37,8 +37,12 @@ class _Part(BaseModel):
 class ExtractDefaults(_Part):
     """What `dinocache extract` does where nothing else is said."""
 
-    reader: Literal["image"] = "image"
+    reader: Literal["auto", "image", "volume", "slide", "video", "stack"] = "auto"
     options: dict[str, Any] = {}
+    window: str | None = None
+    """As for --window."""
+    channels: str | None = None
+    """As for --channels."""
     features: tuple[str, ...] = ("cls", "mean")
     resolutions: tuple[int | str, ...] = (256,)
     """The first is the default."""

@@ -14,6 +14,7 @@ from dinocache.documents import canonical
 from dinocache.errors import StoreDamagedError
 
 __all__ = [
+    "ChannelsRecipe",
     "EncoderRecipe",
     "InputRecipe",
     "ReaderRecipe",
@@ -69,11 +70,16 @@ class EncoderRecipe(_Part):
 
 
 class WindowRecipe(_Part):
-    """Which values become 0 and 1: all that the type has, an item's own least and most, or two."""
+    """Which two values of an item become 0 and 1; see docs/readers.md, "Intensity".
 
-    mode: Literal["full-range", "min-max", "range"] = "full-range"
+    `low` and `high` are values for `range`, percents for `percentile`, standard deviations from the
+    mean for `z-score`. With `nonzero`, zeros do not count (the air around a skull-stripped brain).
+    """
+
+    mode: Literal["full-range", "file", "range", "min-max", "percentile", "z-score"] = "full-range"
     low: float | None = None
     high: float | None = None
+    nonzero: bool = False
 
 
 class ResizeRecipe(_Part):
@@ -97,7 +103,8 @@ class InputRecipe(_Part):
 
     resolution: tuple[int, int]
     channels: Literal[1, 3] = 3
-    window: WindowRecipe = WindowRecipe()
+    windows: tuple[WindowRecipe, ...] = (WindowRecipe(),)
+    """One for all channels, or one a channel; three for one grey channel make three of it."""
     resize: ResizeRecipe = ResizeRecipe()
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -108,6 +115,15 @@ class ReaderRecipe(_Part):
 
     name: str
     options: dict[str, Any] = {}
+    columns: tuple[tuple[str, str], ...] = ()
+    """(name, unit) of the rows' coordinates; a fact of the reader."""
+
+
+class ChannelsRecipe(_Part):
+    """What becomes of the channels of an item: the encoder's input, or one pass each, by name."""
+
+    mode: Literal["stacked", "passes"] = "stacked"
+    names: tuple[str, ...] = ()
 
 
 class Recipe(_Part):
@@ -116,6 +132,7 @@ class Recipe(_Part):
     encoder: EncoderRecipe
     input: InputRecipe
     reader: ReaderRecipe
+    channels: ChannelsRecipe = ChannelsRecipe()
     precision: Literal["fp32", "bf16"]
     dtype: Literal["float16"] = "float16"
 
@@ -128,6 +145,7 @@ class Recipe(_Part):
         body = self.model_dump(mode="json", exclude={"encoder": {"weights": {"name"}}})
         for fact in _FACTS:
             del body["encoder"][fact]
+        del body["reader"]["columns"]
         text = canonical(body)
         return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
 
@@ -141,7 +159,8 @@ class Recipe(_Part):
             Dotted field -> (value here, value there); empty where the digests are equal.
         """
         ours, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        left_out = ("encoder.weights.name", *(f"encoder.{fact}" for fact in _FACTS))
+        facts = (f"encoder.{fact}" for fact in _FACTS)
+        left_out = ("encoder.weights.name", "reader.columns", *facts)
         fields = [f for f in ours | theirs if f not in left_out]
         return {f: (ours.get(f), theirs.get(f)) for f in fields if ours.get(f) != theirs.get(f)}
 
@@ -192,6 +211,8 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         if isinstance(inner, dict) and inner:
             flat |= _flat(inner, f"{prefix}{key}.")
+        elif isinstance(inner, list) and inner and all(isinstance(part, dict) for part in inner):
+            flat |= _flat({str(i): part for i, part in enumerate(inner)}, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = inner
     return flat

@@ -92,6 +92,7 @@ class Record(_Part):
     items: int
     failed: dict[str, Failure]
     not_asked: tuple[str, ...]
+    notes: dict[str, tuple[str, ...]] = {}
     objects: dict[str, StoredObject]
     made_by: dict[str, str]
 

@@ -1,16 +1,39 @@
 """What a person asks of an extraction, and how words become it."""
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dinocache.errors import RequestError
-from dinocache.recipe import WindowRecipe
+from dinocache.recipe import ChannelsRecipe, WindowRecipe
 
-__all__ = ["ExtractRequest", "parse_resolution", "parse_window"]
+__all__ = [
+    "CT_WINDOWS",
+    "ExtractRequest",
+    "parse_channels",
+    "parse_options",
+    "parse_resolution",
+    "parse_windows",
+]
 
 DEFAULT_MODEL = "dinov3-s"
+
+CT_WINDOWS = {
+    "hu": (-1000.0, 1000.0),
+    "lung": (-1350.0, 150.0),
+    "soft-tissue": (-160.0, 240.0),
+    "mediastinum": (-125.0, 225.0),
+    "bone": (-500.0, 1300.0),
+    "brain": (0.0, 80.0),
+    "suv": (0.0, 20.0),
+}
+"""Names for pairs of values: HU, but for suv. `hu` and `suv` as CT-CLIP and autoPET clip; the
+others are the usual widths and levels: 1500/-600, 400/40, 350/50, 1800/400, 80/40."""
+_LEVEL_WIDTH = re.compile(r"W(?P<width>[\d.]+)L(?P<level>-?[\d.]+)", re.IGNORECASE)
+_SPREADS = {"percentile": (0.5, 99.5), "z-score": (-3.0, 3.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +51,10 @@ class ExtractRequest:
     layers: str | None = None
     resize: Literal["squash", "pad", "crop"] | None = None
     arithmetic: Literal["float32", "uint8"] | None = None
-    window: WindowRecipe | None = None
+    windows: tuple[WindowRecipe, ...] | None = None
+    channels: ChannelsRecipe | None = None
+    reader: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     rope: Literal["auto", "float32"] | None = None
     device: str = "auto"
@@ -62,27 +88,109 @@ def parse_resolution(text: str | int) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def parse_window(text: str) -> WindowRecipe:
-    """Read `full-range`, `min-max`, or `LOW:HIGH` in stored values.
+def parse_windows(text: str) -> tuple[WindowRecipe, ...]:
+    """Read windows, one for all channels or one a channel, with commas.
 
     Args:
-        text: As a person gives it.
+        text: Each is `full-range`, `file`, `min-max`, `LOW:HIGH`, `W400L40`, a name of
+            `CT_WINDOWS`, `percentile[:LOW:HIGH]` (0.5 to 99.5) or `z-score[:N]` (3); the last two
+            and `min-max` also with `/nonzero` behind.
 
     Returns:
-        The window.
+        The windows.
 
     Raises:
-        RequestError: If it is none of these, or LOW is not below HIGH.
+        RequestError: If one is none of these, or its low value is not below its high one.
     """
-    if text in ("full-range", "min-max"):
-        return WindowRecipe(mode=text)
+    return tuple(_parse_window(part.strip(), text) for part in text.split(","))
+
+
+def _parse_window(text: str, whole: str) -> WindowRecipe:
+    name, _, numbers = text.removesuffix("/nonzero").partition(":")
+    nonzero = text.endswith("/nonzero")
+    mode: Any = name
+    if name in ("full-range", "file", "min-max") and not numbers:
+        if not nonzero or name == "min-max":
+            return WindowRecipe(mode=mode, nonzero=nonzero)
+    elif name in _SPREADS:
+        low, high = _SPREADS[name]
+        try:
+            given = [float(part) for part in numbers.split(":")] if numbers else []
+            if name == "z-score" and given:
+                (spread,) = given
+                low, high = -spread, spread
+            elif given:
+                low, high = given
+        except ValueError:
+            low = high = math.nan
+        within = name == "z-score" or (low >= 0 and high <= 100)
+        if low < high and within and math.isfinite(high):
+            return WindowRecipe(mode=mode, low=low, high=high, nonzero=nonzero)
+    elif not nonzero and (pair := _two_values(text)):
+        return WindowRecipe(mode="range", low=pair[0], high=pair[1])
+    raise RequestError(
+        f"--window {whole!r}: give full-range, file, min-max, LOW:HIGH in stored values (as "
+        f"-1000:1000), W400L40, {', '.join(CT_WINDOWS)}, percentile:1:99, or z-score:3; one, or "
+        "one a channel with commas"
+    )
+
+
+def _two_values(text: str) -> tuple[float, float] | None:
+    """Read `LOW:HIGH`, width and level, or a name; None if it is none of them."""
+    if text in CT_WINDOWS:
+        return CT_WINDOWS[text]
     try:
-        low, high = (float(part) for part in text.split(":"))
+        if match := _LEVEL_WIDTH.fullmatch(text):
+            # Exact, as for values that are not whole numbers: DICOM PS3.3 C.11.2.1.3.2.
+            level, width = float(match["level"]), float(match["width"])
+            low, high = level - width / 2, level + width / 2
+        else:
+            low, high = (float(part) for part in text.split(":"))
     except ValueError:
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        return None
+    return (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
+
+
+def parse_channels(text: str) -> ChannelsRecipe:
+    """Read `stacked`, `passes`, or `passes:NAME,NAME` for the channels of one file.
+
+    Args:
+        text: As a person or a manifest gives it.
+
+    Returns:
+        What becomes of an item's channels.
+
+    Raises:
+        RequestError: If it is none of these, or a name has other characters than a-z, 0-9 and _.
+    """
+    mode, _, names = text.partition(":")
+    listed = tuple(name.strip() for name in names.split(",")) if names else ()
+    good = all(re.fullmatch(r"(?!l\d\d$)[a-z0-9_]+", name) for name in listed)
+    if mode not in ("stacked", "passes") or not good or len(set(listed)) != len(listed):
         raise RequestError(
-            f"--window {text!r}: give full-range, min-max, or LOW:HIGH in stored values, as "
-            "-1000:1000"
+            f"--channels {text!r}: give stacked, passes, or passes:NAME,NAME (each name once, of "
+            "a-z, 0-9 and _)"
         )
-    return WindowRecipe(mode="range", low=low, high=high)
+    chosen: Literal["stacked", "passes"] = "stacked" if mode == "stacked" else "passes"
+    return ChannelsRecipe(mode=chosen, names=listed)
+
+
+def parse_options(given: Sequence[str]) -> dict[str, Any]:
+    """Read options of a reader.
+
+    Args:
+        given: Each as `spacing=1,1,3` or `axis=coronal`; commas make a list.
+
+    Returns:
+        Name -> value; numbers are still text, the reader's own checks turn them.
+
+    Raises:
+        RequestError: If one has no `=`.
+    """
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise RequestError(f"--option {text!r}: give NAME=VALUE, as spacing=1,1,3")
+        options[name.strip()] = [p.strip() for p in value.split(",")] if "," in value else value
+    return options

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dinocache.errors import RequestError
-from dinocache.layout import VECTOR_KINDS, layer_kind, layer_number
+from dinocache.layout import VECTOR_KINDS, layer_kind, parse_kind
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -183,7 +183,11 @@ def _layers_of(spec: EncoderSpec) -> str:
 
 
 def extracted_kinds(
-    spec: EncoderSpec, asked: tuple[str, ...] | None, defaults: tuple[str, ...], layers: str | None
+    spec: EncoderSpec,
+    asked: tuple[str, ...] | None,
+    defaults: tuple[str, ...],
+    layers: str | None,
+    channels: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Settle which kinds an extraction is about.
 
@@ -193,12 +197,14 @@ def extracted_kinds(
         defaults: What holds then: the store's or the dataset's. The vectors among the dataset's
             stand for all that the encoder has.
         layers: As for `dense_kinds`; replaces `dense`. None for nothing said.
+        channels: Names of those that pass through the encoder one by one: a kind that names none
+            stands for that kind of each.
 
     Returns:
         Kinds, unordered.
 
     Raises:
-        RequestError: If the encoder has none of what was asked for.
+        RequestError: If the encoder has none of what was asked for, or there is no such channel.
     """
     kinds = asked
     if kinds is None:
@@ -206,12 +212,23 @@ def extracted_kinds(
         kinds = tuple(k for d in defaults for k in (vectors if d in VECTOR_KINDS else (d,)))
     if layers is not None:
         kinds = (*(k for k in kinds if k != "dense"), *dense_kinds(spec, layers))
-    last = layer_kind(spec.depth - 1)
-    kinds = tuple(dict.fromkeys("dense" if k == last else k for k in kinds))
-    for kind in kinds:
-        layer = layer_number(kind)
-        if layer is not None and layer >= spec.depth:
-            raise RequestError(f"--features {kind!r}: {_layers_of(spec)}")
-        if kind in VECTOR_KINDS and kind not in spec.vectors:
-            raise RequestError(f"{spec.name} has no {kind!r}; it has {', '.join(spec.kinds)}")
-    return kinds
+    settled = [settled for kind in kinds for settled in _of_channels(spec, kind, channels)]
+    return tuple(dict.fromkeys(settled))
+
+
+def _of_channels(spec: EncoderSpec, kind: str, channels: tuple[str, ...]) -> list[str]:
+    """Check one kind that was asked for, and give it a name for each channel that it is of."""
+    parsed = parse_kind(kind)
+    if parsed is None:
+        return [kind]
+    if parsed.layer is not None and parsed.layer >= spec.depth:
+        raise RequestError(f"--features {kind!r}: {_layers_of(spec)}")
+    if parsed.base in VECTOR_KINDS and parsed.base not in spec.vectors:
+        raise RequestError(f"{spec.name} has no {parsed.base!r}; it has {', '.join(spec.kinds)}")
+    if parsed.channel is not None and parsed.channel not in channels:
+        passes = f"they are {', '.join(channels)}" if channels else "no channel passes by itself"
+        raise RequestError(f"--features {kind!r}: there is no channel {parsed.channel!r}; {passes}")
+    base = "dense" if parsed.layer == spec.depth - 1 else parsed.base
+    if parsed.channel is not None:
+        return [f"{base}.{parsed.channel}"]
+    return [f"{base}.{channel}" for channel in channels] or [base]

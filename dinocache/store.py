@@ -25,6 +25,7 @@ from dinocache.errors import (
 )
 from dinocache.items import from_parquet
 from dinocache.layout import (
+    COORD,
     FEATURES,
     HEADER,
     ITEM_PREFIX,
@@ -32,9 +33,10 @@ from dinocache.layout import (
     PLANS,
     SEALED,
     UNITS,
-    VECTOR_KINDS,
     array_document,
     array_layout,
+    is_vector_kind,
+    parse_kind,
     record_name,
     stored_kinds,
 )
@@ -138,7 +140,7 @@ class FeatureStore:
             Done or not, in order of segments, units, kinds.
         """
         kinds = self.kinds if kinds is None else tuple(kinds)
-        closing = [f"{ITEM_PREFIX}{k}" for k in kinds if k in VECTOR_KINDS]
+        closing = [f"{ITEM_PREFIX}{k}" for k in kinds if is_vector_kind(k)]
         return [
             Work(segment=segment, unit=unit, kind=kind)
             for segment in self.segments
@@ -187,6 +189,16 @@ class FeatureStore:
             for item_id, kinds in failed.items()
             if kinds
         ]
+
+    def notes(self) -> dict[str, tuple[str, ...]]:
+        """Give what a person should know of items: id -> notes, of those that have any."""
+        found: dict[str, tuple[str, ...]] = {}
+        for segment in self.segments:
+            for unit in segment.units:
+                for kind in self.kinds[:1]:  # each kind's record has the same
+                    if record := self.record(unit.name, kind):
+                        found |= record.notes
+        return found
 
     # Reading features
 
@@ -275,7 +287,7 @@ class FeatureStore:
             item_id: Which item.
 
         Returns:
-            ((C, Z, Y, X) array, attributes: `value_range`, `affine`, `spacing`).
+            ((C, Z, Y, X) array, attributes: `windows`, and what `Geometry.from_attributes` reads).
 
         Raises:
             RequestError: If the store holds no such item.
@@ -294,11 +306,32 @@ class FeatureStore:
         except (ValueError, OSError, RuntimeError, KeyError) as exc:
             raise StoreDamagedError(f"{name} is damaged: {exc}") from exc
 
+    def coords(self, item_id: str) -> tuple[npt.NDArray[np.float64], tuple[tuple[str, str], ...]]:
+        """Read where the rows of one item stand.
+
+        Args:
+            item_id: Which item.
+
+        Returns:
+            ((rows, k) float64, a (name, unit) for each of its k columns).
+
+        Raises:
+            RequestError: If the store holds no such item, or its reader gives no coordinates.
+            StoreIncompleteError: If the item is not extracted, or failed.
+            StoreDamagedError: If a file is not as it was committed.
+        """
+        columns = self.header.recipe.reader.columns
+        if not columns:
+            raise RequestError(f"{self.path}: each item is one row, which has no coordinates")
+        found: npt.NDArray[Any] = self.segment_rows(COORD, *self._find(COORD, item_id))
+        return found, columns
+
     # Inside
 
     def _require(self, kind: str, missing: Sequence[Work]) -> None:
         encoder = self.header.recipe.encoder
-        if kind in VECTOR_KINDS and kind not in encoder.vectors:
+        parsed = parse_kind(kind)
+        if is_vector_kind(kind) and parsed and parsed.base not in encoder.vectors:
             raise StoreIncompleteError(
                 f"{self.path} has no {kind!r}, and its encoder, {encoder.name}, gives none "
                 f"(it gives {', '.join((*encoder.vectors, 'dense'))})"

@@ -8,112 +8,67 @@ libraries do, for 8-bit images. See docs/encoders.md, "Input", for how the two c
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dinocache.errors import ItemError
-from dinocache.recipe import InputRecipe, ResizeRecipe
+from dinocache.geometry import placement, resized_shape
+from dinocache.recipe import InputRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
+    from dinocache.intensity import Window
     from dinocache.readers.contract import Pixels
 
-__all__ = ["Preprocess", "check_resizing", "resized_shape", "window_range"]
+__all__ = ["Preprocess", "check_row"]
 
 Shape = tuple[int, int]
 
+_MOST_CHANNELS = 3
 _MOST_OVER = 64
 """Times the resolution's area."""
 _LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601, as Pillow's mode L."""
 
 
-def window_range(recipe: InputRecipe, rows: "Sequence[Pixels]") -> tuple[float, float]:
-    """Give the stored values of an item that stand for 0 and 1.
+def check_row(recipe: InputRecipe, row: "Pixels", *, alone: bool = False) -> None:
+    """Refuse a row that cannot become an encoder's input.
 
     Args:
         recipe: Of the input.
-        rows: All rows of the item, (C, Y, X) each.
-
-    Returns:
-        (low, high), low < high.
+        row: (C, Y, X).
+        alone: Whether each of its channels passes through the encoder by itself.
 
     Raises:
-        ItemError: If values are NaN or infinite, or the recipe does not say what to do with them.
+        ItemError: If its values are NaN or infinite or of a type that `arithmetic: uint8` does not
+            take, it has more than three channels, or sides that differ by more than 64 times.
     """
-    window, dtype = recipe.window, rows[0].dtype
-    if recipe.resize.arithmetic == "uint8" and (dtype != np.uint8 or window.mode != "full-range"):
-        raise ItemError(
-            f"its pixels are {dtype} under the window {window.mode}; --arithmetic uint8 is for "
-            "8-bit images over their full range only"
-        )
-    if window.mode == "full-range":
-        if dtype.kind == "f":
-            raise ItemError(
-                "its pixels are floats, which have no full range: say --window min-max or "
-                "--window LOW:HIGH"
-            )
-        limits = np.iinfo(dtype.name)
-        return float(limits.min), float(limits.max)
-    if dtype.kind == "f" and not all(np.isfinite(row).all() for row in rows):
+    if row.dtype.kind == "f" and not np.isfinite(row).all():
         raise ItemError("its pixels are NaN or infinite")
-    if window.mode == "range" and window.low is not None and window.high is not None:
-        return window.low, window.high
-    low, high = float(min(r.min() for r in rows)), float(max(r.max() for r in rows))
-    return low, high if high > low else max(low + 1, math.nextafter(low, math.inf))
-
-
-def check_resizing(recipe: InputRecipe, shape: Shape) -> None:
-    """Refuse an image that would be resized to something huge before it is cropped.
-
-    Args:
-        recipe: Of the input.
-        shape: (height, width) of the image, px.
-
-    Raises:
-        ItemError: If its sides differ by more than 64 times.
-    """
-    height, width = resized_shape(shape, recipe.resolution, recipe.resize)
+    if recipe.resize.arithmetic == "uint8" and row.dtype != np.uint8:
+        raise ItemError(
+            f"its pixels are {row.dtype}; --arithmetic uint8 is for 8-bit images over their full "
+            "range only"
+        )
+    channels, windows = len(row), len(recipe.windows)
+    if not alone and channels > _MOST_CHANNELS:
+        raise ItemError(
+            f"it has {channels} channels, the encoder takes up to 3: choose some of them, or let "
+            "each pass by itself with --channels passes"
+        )
+    if windows not in (1, channels) and (channels, alone) != (1, False):
+        raise ItemError(f"it has {channels} channels, the recipe {windows} windows")
+    height, width = resized_shape(row.shape[1:], recipe.resolution, recipe.resize)
     if height * width > _MOST_OVER * math.prod(recipe.resolution):
         raise ItemError(
-            f"{shape[0]} x {shape[1]} px would be resized to {height} x {width} before it is "
-            "cropped: its sides differ too much; --resize squash or pad takes it"
+            f"{row.shape[1]} x {row.shape[2]} px would be resized to {height} x {width} before it "
+            "is cropped: its sides differ too much; --resize squash or pad takes it"
         )
-
-
-def resized_shape(shape: Shape, resolution: Shape, resize: ResizeRecipe) -> Shape:
-    """Say to which size an image is resized before it is padded or cropped.
-
-    Args:
-        shape: (height, width) of the image, px.
-        resolution: (height, width) of the encoder's input, px.
-        resize: Of the recipe.
-
-    Returns:
-        (height, width), px.
-
-    References:
-        `crop`: torchvision's `Resize` for a square (the other side is cut down to whole pixels),
-        timm's `ResizeKeepRatio` otherwise (it is rounded); `pad`: the same with the longer side.
-    """
-    if resize.mode == "squash":
-        return resolution
-    ratios = [side / wanted for side, wanted in zip(shape, resolution, strict=True)]
-    if resize.mode == "pad":
-        ratio = max(ratios)
-        height, width = (max(1, round(side / ratio)) for side in shape)
-        return min(height, resolution[0]), min(width, resolution[1])
-    height, width = (math.floor(side / (resize.crop_pct or 1)) for side in resolution)
-    if height == width:
-        short = min(shape)
-        return int(height * shape[0] / short), int(height * shape[1] / short)
-    ratio = min(shape[0] / height, shape[1] / width)
-    return max(height, round(shape[0] / ratio)), max(width, round(shape[1] / ratio))
 
 
 class Preprocess:
@@ -130,12 +85,13 @@ class Preprocess:
         )
         self._scale, self._shift = 1 / std, -mean / std
 
-    def __call__(self, pixels: "Pixels", window: tuple[float, float]) -> "torch.Tensor":
+    def __call__(self, pixels: "Pixels", windows: "Sequence[Window]") -> "torch.Tensor":
         """Window, resize and normalise.
 
         Args:
-            pixels: (C, Y, X) uint8, uint16 or float32, C 1 or 3.
-            window: Values that become 0 and 1; see `window_range`.
+            pixels: (C, Y, X), C from 1 to 3. Of two channels the mean becomes the third.
+            windows: Values that become 0 and 1: a pair for all channels, one a channel, or, for one
+                channel, one for each that is to be made of it.
 
         Returns:
             (channels, height, width) float32, normalised, on the device.
@@ -144,19 +100,24 @@ class Preprocess:
 
         resize = self.recipe.resize
         shape = resized_shape(pixels.shape[1:], self.recipe.resolution, resize)
+        values: npt.NDArray[Any] = pixels
+        if len(windows) > len(pixels):
+            values = np.repeat(pixels, len(windows), axis=0)
         if resize.arithmetic == "uint8":
-            eighth = [_pillow(channel, shape, resize.filter) for channel in pixels]
+            eighth = [_pillow(channel, shape, resize.filter) for channel in values]
             resized = torch.from_numpy(np.stack(eighth).astype(np.float32) / np.float32(255))
         elif self.device.type == "cuda":
-            resized = _resize_tensor(
-                torch.from_numpy(pixels).to(self.device), window, shape, resize.filter
-            )
+            moved = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+            resized = _resize_tensor(moved, windows, shape, resize.filter)
         else:
-            low, scale = np.float32(window[0]), np.float32(1 / (window[1] - window[0]))
-            values = np.clip((pixels.astype(np.float32) - low) * scale, 0, 1)
-            resized = torch.from_numpy(_resize_float(values, shape, resize.filter))
+            low = np.array([w[0] for w in windows], np.float32)[:, None, None]
+            scale = np.array([1 / (w[1] - w[0]) for w in windows], np.float32)[:, None, None]
+            windowed = np.clip((values.astype(np.float32) - low) * scale, 0, 1)
+            resized = torch.from_numpy(_resize_float(windowed, shape, resize.filter))
         # Bicubic overshoots at edges; an image has no values outside its range.
         placed = self._place(resized.to(self.device).clamp_(0, 1))
+        if len(placed) == 2:
+            placed = torch.cat([placed, placed.mean(0, keepdim=True)])
         if self.recipe.channels == 1 and len(placed) == 3:
             placed = sum(w * c for w, c in zip(_LUMA, placed, strict=True))[None]
         return torch.addcmul(self._shift, placed, self._scale)
@@ -166,13 +127,11 @@ class Preprocess:
         import torch
 
         height, width = self.recipe.resolution
-        over = (image.shape[1] - height, image.shape[2] - width)
-        if over == (0, 0):
+        if image.shape[1:] == (height, width):
             return image
-        top, left = (round(n / 2) for n in over)
-        if min(over) >= 0:
-            return image[:, top : top + height, left : left + width]
-        top, left = (-n // 2 for n in over)
+        top, left = placement((image.shape[1], image.shape[2]), (height, width))
+        if top <= 0 and left <= 0 and image.shape[1] >= height and image.shape[2] >= width:
+            return image[:, -top : height - top, -left : width - left]
         placed = torch.zeros((len(image), height, width), device=image.device)
         placed[:, top : top + image.shape[1], left : left + image.shape[2]] = image
         return placed
@@ -188,7 +147,7 @@ def _resize_float(
 
 
 def _resize_tensor(
-    pixels: "torch.Tensor", window: tuple[float, float], shape: Shape, resampling: str
+    pixels: "torch.Tensor", windows: "Sequence[Window]", shape: Shape, resampling: str
 ) -> "torch.Tensor":
     """Window and resize (C, Y, X) on its own device, as two products with the filter's weights.
 
@@ -197,7 +156,11 @@ def _resize_tensor(
     """
     import torch
 
-    values = pixels.to(torch.float32).sub(window[0]).mul_(1 / (window[1] - window[0])).clamp_(0, 1)
+    low, scale = (
+        torch.tensor(numbers, dtype=torch.float32, device=pixels.device)[:, None, None]
+        for numbers in ([w[0] for w in windows], [1 / (w[1] - w[0]) for w in windows])
+    )
+    values = pixels.to(torch.float32).sub(low).mul_(scale).clamp_(0, 1)
     if values.shape[1:] == shape:
         return values
     rows, columns = (

@@ -12,7 +12,7 @@ from dinocache import documents
 from dinocache.durable import PARTIAL_SUFFIX
 from dinocache.errors import StoreDamagedError
 from dinocache.items import from_parquet
-from dinocache.layout import HEADER, ITEM_PREFIX, SEALED, record_name
+from dinocache.layout import COORD, HEADER, ITEM_PREFIX, SEALED, THUMBS, record_name
 from dinocache.records import Record
 from dinocache.store import FeatureStore, Work
 from dinocache.writer import expected_documents
@@ -22,6 +22,7 @@ __all__ = ["Damage", "Soundness", "verify"]
 _CHUNK = re.compile(
     r"(?:features|native)\.zarr/(?P<kind>[\w.]+)/(?:\d+/)?(?:c(?:\.\d+)+|zarr\.json)"
 )
+_THUMB = re.compile(rf"{THUMBS}/\d+\.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +203,9 @@ def _is_partial(name: str) -> bool:
 def _is_uncommitted(store: FeatureStore, name: str) -> bool:
     """Whether a file may belong to a unit that was begun and not committed."""
     match = _CHUNK.fullmatch(name)
-    if match is None:
+    if match is None and not _THUMB.fullmatch(name):
         return False
-    kind = match["kind"]
+    kind = match["kind"] if match else COORD
     row_kind = kind.removeprefix(ITEM_PREFIX)
     return row_kind in store.kinds and any(w.kind == kind for w in store.missing([row_kind]))
 

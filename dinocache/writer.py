@@ -5,6 +5,7 @@ rewritten, and the same unit done twice, even at once, ends in the same bytes.
 """
 
 import asyncio
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from dinocache.layout import (
     PLANS,
     SEALED,
     UNITS,
-    VECTOR_KINDS,
     ArrayLayout,
     array_document,
     array_layout,
     group_document,
+    is_vector_kind,
     native_document,
     record_name,
+    thumb_name,
 )
 from dinocache.plan import Segment
 from dinocache.records import Header, Record, StoredObject
@@ -97,6 +99,7 @@ class StoreWriter:
         self._features = _DurableStore(store.path / FEATURES, FEATURES)
         self._native = _DurableStore(store.path / NATIVE, NATIVE)
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._open_native: tuple[str, zarr.Array[Any]] | None = None
 
     def reload(self) -> None:
         """Look at the disk again."""
@@ -181,15 +184,24 @@ class StoreWriter:
         return self._features.take()
 
     def write_native(
-        self, kind: str, position: int, array: npt.NDArray[Any], attributes: dict[str, Any]
+        self,
+        kind: str,
+        position: int,
+        rows: npt.NDArray[Any],
+        *,
+        start: int,
+        depth: int,
+        attributes: dict[str, Any],
     ) -> Objects:
-        """Write an item's own grid.
+        """Write some rows of an item's own grid, one file a row.
 
         Args:
             kind: `image` or `mask`.
             position: The item's, on the item axis.
-            array: (C, Z, Y, X).
-            attributes: `value_range`, `affine`, `spacing`.
+            rows: (C, Z, Y, X).
+            start: Number of the first of them within the item.
+            depth: Rows of the whole item.
+            attributes: Of the array.
 
         Returns:
             The files written.
@@ -197,13 +209,42 @@ class StoreWriter:
         Raises:
             StoreWriteError: If the disk refuses.
         """
-        channels, depth, height, width = array.shape
-        document = native_document((channels, depth, height, width), str(array.dtype), attributes)
+        channels, _, height, width = rows.shape
+        shape = (channels, depth, height, width)
         name = f"{kind}/{position}"
-        self._native._put(f"{name}/zarr.json", document)
-        target = zarr.open_array(self._native, path=name, mode="r+", config=_KEEP_EMPTY)
-        target[...] = array
+        if self._open_native is None or self._open_native[0] != name:
+            document = native_document(shape, str(rows.dtype), attributes)
+            self._native._put(f"{name}/zarr.json", document)
+            array = zarr.open_array(self._native, path=name, mode="r+", config=_KEEP_EMPTY)
+            self._open_native = name, array
+        self._open_native[1][:, start : start + rows.shape[1]] = rows
         return self._native.take()
+
+    def close_native(self) -> None:
+        """Let the next unit describe the array anew that it shares with this one."""
+        self._open_native = None
+
+    def write_thumb(self, position: int, picture: npt.NDArray[np.uint8]) -> Objects:
+        """Write an item's small picture.
+
+        Args:
+            position: The item's, on the item axis.
+            picture: (Y, X, 3).
+
+        Returns:
+            The file written.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        name, content = thumb_name(position), buffer.getvalue()
+        make_folder((self.store.path / name).parent)
+        replace_durably(self.store.path / name, content)
+        return {name: _stored(content)}
 
     def commit(self, record: Record) -> None:
         """Write the record that makes a unit and kind count. Its data is on the disk already.
@@ -286,7 +327,7 @@ def expected_documents(
             continue
         layout = array_layout(kind, header.recipe, header.grid)
         files[f"{FEATURES}/{kind}/zarr.json"] = array_document(layout, rows)
-        if kind in VECTOR_KINDS:
+        if is_vector_kind(kind):
             of_items = array_layout(f"{ITEM_PREFIX}{kind}", header.recipe, header.grid)
             files[f"{FEATURES}/{of_items.kind}/zarr.json"] = array_document(of_items, items)
     return files

@@ -9,15 +9,23 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinocache.errors import StoreIncompleteError
-from dinocache.layout import VECTOR_KINDS
+from dinocache.layout import VECTOR_KINDS, is_vector_kind
 from dinocache.recipe import resolution_name
 from dinocache.store import FeatureStore
 from probes.runs import StoreOrigin
 
-__all__ = ["VECTORS", "ItemFeatures", "first_dense_item", "load_item_features", "store_facts"]
+__all__ = [
+    "VECTORS",
+    "ItemFeatures",
+    "first_dense_item",
+    "is_vector",
+    "load_item_features",
+    "store_facts",
+]
 
 VECTORS = VECTOR_KINDS
 """Kinds of which an item has one vector."""
+is_vector = is_vector_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +52,9 @@ def load_item_features(path: Path, kinds: Sequence[str] | None) -> ItemFeatures:
 
     Args:
         path: The store's folder.
-        kinds: Of `VECTORS`, concatenated in this order; None takes the one that the encoder's
-            publisher uses, or the next that the store has.
+        kinds: Of `VECTORS` or of a channel, as `cls.pet`, concatenated in this order; None takes
+            the one that the encoder's publisher uses, or the next that the store has, of all
+            channels.
 
     Returns:
         Features and labels; an item that failed in one kind is left out.
@@ -56,7 +65,10 @@ def load_item_features(path: Path, kinds: Sequence[str] | None) -> ItemFeatures:
     store = FeatureStore(path)
     if kinds is None:
         of_encoder = store.header.recipe.encoder.vectors
-        kinds = [k for k in of_encoder if k in store.kinds][:1] or ["cls"]
+        channels = store.header.recipe.channels
+        suffixes = [f".{c}" for c in channels.names] if channels.mode == "passes" else [""]
+        named = ([f"{k}{suffix}" for suffix in suffixes] for k in of_encoder)
+        kinds = next((n for n in named if set(n) <= set(store.kinds)), ["cls"])
     read = [store.item_vectors(kind) for kind in kinds]
     common = set[str].intersection(*(set(ids) for ids, _ in read))
     blocks = [block[[i in common for i in ids]] for ids, block in read]
@@ -96,7 +108,7 @@ def first_dense_item(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDAr
     maps = store.rows("dense", item_id)
     image, attributes = store.native("image", item_id)
     middle = len(maps) // 2
-    low, high = attributes["value_range"]
+    low, high = attributes["windows"][0]
     picture = np.clip((image[:, middle].astype(np.float32) - low) / (high - low), 0, 1)
     shown = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
     return item_id, maps[middle].astype(np.float32), shown

@@ -14,7 +14,7 @@ import pandas as pd
 
 from dinocache import __version__
 from dinocache.errors import ProbeError, RequestError
-from probes.features import VECTORS, ItemFeatures, load_item_features
+from probes.features import VECTORS, ItemFeatures, is_vector, load_item_features
 from probes.heads import HEADS, Head, Setting, make_head
 from probes.heads.knn import KnnHead
 from probes.metrics.classification import METRICS, Metric, evaluate
@@ -138,9 +138,12 @@ def _check_request(request: FitRequest) -> None:
     for option, given in (("--target", request.targets), ("--features", features)):
         if len(set(given)) < len(given):
             raise RequestError(f"{option} {','.join(given)!r}: give each once")
-    unknown = [k for k in features if k not in VECTORS]
+    unknown = [k for k in features if not is_vector(k)]
     if unknown or request.features == ():
-        raise RequestError(f"--features {','.join(features)!r}: choose from {', '.join(VECTORS)}")
+        raise RequestError(
+            f"--features {','.join(features)!r}: choose from {', '.join(VECTORS)}, or of a "
+            "channel, as cls.pet"
+        )
     if request.split is not None and request.folds is not None:
         raise RequestError("--split and --folds are two protocols; give one of them")
     if request.seeds < 1 or request.replicates < 1:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinocache.errors import ProbeError
-from dinocache.items import RESERVED
+from dinocache.items import is_reserved
 from probes.metrics.classification import Kind
 
 __all__ = ["Targets", "read_targets"]
@@ -57,7 +57,7 @@ def read_targets(items: pd.DataFrame, columns: Sequence[str], *, positive: str |
     Raises:
         ProbeError: If a column is unknown or reserved, holds one value, or cannot be classes.
     """
-    possible = [c for c in items.columns if c not in RESERVED]
+    possible = [c for c in items.columns if not is_reserved(c)]
     for column in columns:
         if column not in possible:
             raise ProbeError(

@@ -1,95 +1,198 @@
-"""What every reader of items can do.
+"""What every reader of items can do. See docs/readers.md.
 
-A reader says how many rows an item has without decoding all of it, and gives any range of rows.
 Arrays are (C, Z, Y, X); a row is one slice (C, Y, X) of it.
 """
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["Geometry", "Pixels", "Reader"]
+from dinocache.errors import ItemError, RequestError
+from dinocache.geometry import Geometry
 
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
-"""Decoded values as the file has them; the recipe's window brings them to [0, 1]."""
+__all__ = ["ItemFiles", "Labels", "OpenItem", "Pixels", "Reader", "ReaderOptions"]
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where an item lies; None where its file does not say.
-
-    Attributes:
-        affine: (4, 4), voxel index (x, y, z, 1) to LPS, mm.
-        spacing: (z, y, x), mm.
-    """
-
-    affine: list[list[float]] | None = None
-    spacing: list[float] | None = None
+Pixels = (
+    npt.NDArray[np.uint8] | npt.NDArray[np.int16] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
+)
+"""Decoded values in the file's own unit; the recipe's window brings them to [0, 1]."""
+Labels = npt.NDArray[np.integer[Any]]
 
 
-@dataclass(frozen=True)
-class ItemRows:
-    """Some rows of an item.
+@dataclass(frozen=True, kw_only=True)
+class ItemFiles:
+    """The files of an item.
 
     Attributes:
-        rows: One (C, Y, X) array a row.
-        geometry: Of the item.
+        path: Its file, or its folder.
+        mask: Its label map, if there is one.
+        centre: A label map whose centroid is the centre of a crop; by default `mask`.
     """
 
-    rows: list[Pixels]
-    geometry: Geometry = field(default_factory=Geometry)
+    path: Path
+    mask: Path | None = None
+    centre: Path | None = None
 
 
-class Reader(Protocol):
-    """Opens items of one sort."""
+class OpenItem(ABC):
+    """An item whose header has been read. A context manager.
 
-    name: str
-    options: dict[str, Any]
-    """As the recipe records them."""
+    Attributes:
+        n_rows: At least 1.
+        geometry: Where the rows lie.
+        value_range: Least and greatest value that the pixels can have; None is that of their type.
+        file_window: The values that the file itself asks to be shown as black and white, if any.
+        notes: What a person should know of it, a clause each.
+        nbytes: Of all rows once decoded, about; what a queue of items is bounded by.
+        one_at_a_time: Whether `rows` must not be called by two threads at once.
+    """
 
-    def count_rows(self, path: Path) -> int:
-        """Count an item's rows, from its header alone.
+    n_rows: int
+    geometry: Geometry = Geometry()
+    value_range: tuple[float, float] | None = None
+    file_window: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+    nbytes: int = 0
+    one_at_a_time: bool = False
+
+    @property
+    def parts(self) -> "tuple[OpenItem, ...]":
+        """The files whose channels it puts together; itself, of one file."""
+        return (self,)
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> list[Pixels]:
+        """Decode some rows.
 
         Args:
-            path: The item's file or folder.
+            start: First row.
+            stop: Row behind the last; at most `n_rows`.
+
+        Returns:
+            One (C, Y, X) array a row; C is 1 for grey, 3 for RGB.
+
+        Raises:
+            ItemError: If the file is damaged.
+        """
+
+    def coords(self) -> npt.NDArray[np.float64]:
+        """Say where each row stands, as the reader's `columns` name it.
+
+        Returns:
+            (n_rows, len(columns)).
+        """
+        return np.empty((self.n_rows, 0))
+
+    def mask(self) -> Labels:
+        """Decode the item's label map, on the grid of the rows.
+
+        Returns:
+            (C, Z, Y, X) labels as stored, Z `n_rows`; 0 is background. C is 1, but for masks of
+            classes that may overlap: then one channel a class.
+
+        Raises:
+            ItemError: If there is none, it is damaged, or lies on another grid.
+        """
+        raise ItemError("this reader knows no masks")
+
+    def thumbnail(self) -> npt.NDArray[np.uint8] | None:
+        """Give a small picture of the whole, (Y, X, 3); None where rows are pictures enough."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+        """Give back files and memory. Called once, after the last `rows`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ReaderOptions(BaseModel):
+    """Options of a reader: all of them are part of the recipe."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+Settings = TypeVar("Settings", bound=ReaderOptions)
+
+
+class Reader(ABC, Generic[Settings]):
+    """Opens items of one sort.
+
+    Attributes:
+        name: As `--reader` takes it.
+        summary: What it reads, in a few words.
+        Options: The model of its options.
+        columns: (name, unit) of what `OpenItem.coords` gives.
+        window: The window of a recipe that says nothing else.
+        settings: The options, typed.
+        options: The options as the recipe records them, all of them, JSON.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Options: ClassVar[type[ReaderOptions]] = ReaderOptions
+    columns: ClassVar[tuple[tuple[str, str], ...]] = ()
+    window: ClassVar[Literal["full-range", "percentile"]] = "full-range"
+    settings: Settings
+    options: dict[str, Any]
+
+    def __init__(self, options: Mapping[str, object] | None = None) -> None:
+        try:
+            settings = self.Options.model_validate(dict(options or {}))
+        except ValidationError as exc:
+            error = exc.errors()[0]
+            field = ".".join(str(part) for part in error["loc"]) or "options"
+            known = ", ".join(self.Options.model_fields) or "none"
+            raise RequestError(
+                f"reader {self.name!r}, option {field!r}: {error['msg']}; its options are: {known}"
+            ) from exc
+        self.settings = cast(Settings, settings)
+        self.options = settings.model_dump(mode="json")
+
+    @abstractmethod
+    def open(self, files: ItemFiles, like: Geometry | None = None) -> OpenItem:
+        """Open an item; no pixel is decoded yet.
+
+        Args:
+            files: Its files.
+            like: The grid that its rows must have: that of the item's first channel. A reader that
+                cannot resample refuses another grid.
+
+        Returns:
+            The open item.
+
+        Raises:
+            ItemError: If it is missing, damaged, or of another sort.
+        """
+
+    def count_rows(self, files: ItemFiles) -> int:
+        """Count an item's rows, without decoding them.
+
+        Args:
+            files: Its files.
 
         Returns:
             At least 1.
 
         Raises:
-            ItemError: If that cannot be told.
+            ItemError: As for `open`.
         """
-        ...
-
-    def read(self, path: Path, start: int, stop: int) -> ItemRows:
-        """Decode rows.
-
-        Args:
-            path: The item's file or folder.
-            start: First row.
-            stop: Row behind the last.
-
-        Returns:
-            The rows, (C, Y, X) each; C is 1 for grey, 3 for RGB.
-
-        Raises:
-            ItemError: If the file is missing, damaged, or of another sort.
-        """
-        ...
-
-    def read_mask(self, path: Path) -> npt.NDArray[np.integer[Any]]:
-        """Decode a label map.
-
-        Args:
-            path: The mask's file.
-
-        Returns:
-            (Z, Y, X) labels as stored; 0 is background.
-
-        Raises:
-            ItemError: As for `read`.
-        """
-        ...
+        with self.open(files) as item:
+            return item.n_rows

@@ -52,7 +52,10 @@ def test_failures_are_named_and_the_exit_code_is_1(
     (tmp_path / "png/0001.png").write_bytes(b"no image")
     assert main(tiny(table, tmp_path / "f")) == 1
     printed = capsys.readouterr()
-    assert "failed: 0001 (png/0001.png): not an image that Pillow knows" in printed.err
+    assert (
+        "failed: 0001 (png/0001.png): not an image: PNG, JPEG, TIFF, BMP or WebP was expected"
+        in printed.err
+    )
     assert "--retry-failed tries them again" in printed.err
     assert main(["failures", str(tmp_path / "f/images/tiny/32x48"), "--json"]) == 1
     (failed,) = json.loads(capsys.readouterr().out)
@@ -72,7 +75,7 @@ def test_failures_are_named_and_the_exit_code_is_1(
         (
             ["extract", "TABLE", "--window", "9:1"],
             2,
-            "--window '9:1': give full-range, min-max, or",
+            "--window '9:1': give full-range, file, min-max",
         ),
         (["extract", "TABLE", "--layers", "12"], 2, "dinov3-s has 12 blocks, numbered 0 to 11"),
         (

@@ -30,6 +30,17 @@ PACKAGES = (
     "psutil",
     "zarr",
 )
+OF_READERS = {
+    "nibabel": "NIfTI volumes",
+    "isal": "compressed volumes",
+    "pydicom": "DICOM",
+    "openslide": "slides",
+    "tifffile": "TIFF",
+    "imagecodecs": "slides, 16-bit colour, compressed DICOM",
+    "av": "videos",
+    "h5py": "HDF5 stacks",
+    "scipy": "tissue of slides, channels on other grids",
+}
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -76,10 +87,10 @@ def broken(monkeypatch: pytest.MonkeyPatch, module: str, error: Exception) -> No
 
 def test_all_is_well(tmp_path: Path) -> None:
     findings = found(tmp_path)
-    later = {"openslide", "nibabel", "pydicom", "av"}
-    assert [f.what for f in findings.values() if f.what not in later] == [
+    assert list(findings) == [
         "dinocache",
         *PACKAGES,
+        *OF_READERS,
         "cuda:0",
         "cuda:1",
         "compiling",
@@ -90,7 +101,7 @@ def test_all_is_well(tmp_path: Path) -> None:
         "disk",
         "memory",
     ]
-    assert {f.state for f in findings.values() if f.what not in later} == {"good"}
+    assert {f.state for f in findings.values()} == {"good"}
     assert {f.advice for f in findings.values()} == {""}
     assert findings["dinocache"].found.startswith(f"{__version__}, Python 3.")
     assert findings["torch"].found == torch.__version__.split("+")[0]
@@ -214,27 +225,15 @@ class TestReaders:
             advice="pip install --force-reinstall pillow",
         )
 
-    @pytest.mark.parametrize(
-        ("module", "what"),
-        [("openslide", "slides"), ("nibabel", "NIfTI volumes"), ("pydicom", "DICOM")],
-    )
-    def test_what_later_readers_need(
+    @pytest.mark.parametrize(("module", "what"), OF_READERS.items())
+    def test_what_readers_need(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, what: str
     ) -> None:
-        plain = importlib.util.find_spec
-        there = {module: False}
-
-        def find(name: str, package: str | None = None) -> object:
-            if name == module:
-                return SimpleNamespace() if there[module] else None
-            return plain(name, package)
-
-        monkeypatch.setattr(importlib.util, "find_spec", find)
+        without(monkeypatch, module)
         missing = found(tmp_path)[module]
-        assert missing.state == "note"
-        assert missing.found == f"not installed; no reader of {what} in this version"
-        there[module] = True
-        assert found(tmp_path)[module] == Finding(what=module, state="good", found="installed")
+        assert missing.state == "lack"
+        assert missing.found == f"not installed: {what} cannot be read"
+        assert missing.advice == "pip install 'dinocache[extract]'"
 
 
 class TestHub:

@@ -1,123 +1,26 @@
-"""The image reader and what becomes of its pixels."""
+"""What becomes of an image's pixels."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from making import RowsItem
 from PIL import Image
 
 from dinocache.encoders import encoder_spec
-from dinocache.errors import ItemError
+from dinocache.intensity import item_windows
 from dinocache.manifest import find_dataset
-from dinocache.readers import ImageReader
+from dinocache.readers import ItemFiles, make_reader
 from dinocache.recipe import InputRecipe
-from dinocache.transforms import Preprocess, window_range
+from dinocache.transforms import Preprocess
 
 GREY = (np.arange(7 * 5).reshape(7, 5) * 7).astype(np.uint8)
-RGB = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
 
 
 def read(path: Path) -> np.ndarray:
-    return ImageReader().read(path, 0, 1).rows[0]
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
-@pytest.mark.parametrize("array", [GREY, RGB], ids=["grey", "rgb"])
-def test_values_are_those_of_the_file(tmp_path: Path, suffix: str, array: np.ndarray) -> None:
-    Image.fromarray(array).save(tmp_path / f"x.{suffix}")
-    expected = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    np.testing.assert_array_equal(read(tmp_path / f"x.{suffix}"), expected)
-
-
-def test_other_modes(tmp_path: Path) -> None:
-    deep = (GREY.astype(np.uint16) * 257) + 3
-    alpha = np.dstack([RGB, np.full_like(GREY, 255)])
-    modes = {
-        "deep.png": (Image.fromarray(deep), deep[None]),
-        "deep.tif": (Image.fromarray(deep), deep[None]),
-        "rgba.png": (Image.fromarray(alpha), RGB.transpose(2, 0, 1)),
-        "la.png": (Image.fromarray(np.dstack([GREY, GREY]), "LA"), GREY[None]),
-        "bit.png": (Image.fromarray(GREY > 99), (GREY > 99)[None] * np.uint8(255)),
-    }
-    palette = Image.fromarray(GREY % 3).convert("P")
-    palette.putpalette([9, 8, 7, 60, 50, 40, 200, 100, 0])
-    colours = np.array([[9, 8, 7], [60, 50, 40], [200, 100, 0]], np.uint8)
-    modes["palette.png"] = (palette, colours[GREY % 3].transpose(2, 0, 1))
-    for name, (image, expected) in modes.items():
-        image.save(tmp_path / name)
-        found = read(tmp_path / name)
-        assert found.dtype == expected.dtype, name
-        np.testing.assert_array_equal(found, expected, err_msg=name)
-    np.testing.assert_array_equal(
-        ImageReader().read_mask(tmp_path / "palette.png"), (GREY % 3)[None]
-    )
-    with pytest.raises(ItemError, match=r"a mask has one channel; .* 'RGBA'"):
-        ImageReader().read_mask(tmp_path / "rgba.png")
-
-
-def test_floats_are_read_as_they_are(tmp_path: Path) -> None:
-    values = GREY.astype(np.float32) * 17.25 - 1024.125
-    values[3, 2] = np.nan
-    values[4, 1] = np.inf
-    Image.fromarray(values).save(tmp_path / "float.tif")
-    found = read(tmp_path / "float.tif")
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, values[None])
-    with pytest.raises(ItemError, match=r"a mask has one channel; .* mode 'F'"):
-        ImageReader().read_mask(tmp_path / "float.tif")
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "webp"])
-def test_lossy_formats(tmp_path: Path, suffix: str) -> None:
-    smooth = np.linspace(20, 220, 48 * 32).reshape(48, 32).astype(np.uint8)
-    Image.fromarray(smooth).save(tmp_path / f"x.{suffix}", quality=95)
-    found = read(tmp_path / f"x.{suffix}")
-    assert np.abs(found.astype(int) - smooth).max() < 12
-
-
-def test_exif_orientation(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned clockwise by a quarter
-    Image.fromarray(GREY).save(tmp_path / "x.png", exif=exif)
-    np.testing.assert_array_equal(read(tmp_path / "x.png"), np.rot90(GREY, -1)[None])
-
-
-def lying_png(side: int) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        crc = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
-    )
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)).save(tmp_path / "whole.png")
-    Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)).save(tmp_path / "whole.jpg")
-    Image.fromarray(RGB, "LAB").save(tmp_path / "lab.tif")
-    (tmp_path / "folder.png").mkdir()
-    cases = {
-        "cut.png": ((tmp_path / "whole.png").read_bytes()[:300], "cannot be decoded: "),
-        "cut.jpg": ((tmp_path / "whole.jpg").read_bytes()[:700], "cannot be decoded: "),
-        "text.png": (b"hello", "not an image that Pillow knows"),
-        "empty.png": (b"", "not an image that Pillow knows"),
-        "large.png": (lying_png(100_000), "its header claims 100000 x 100000 px"),
-        "none.png": (None, "the file is missing"),
-        "folder.png": (None, "it is a folder, not an image file"),
-        "lab.tif": (None, "its pixels are of Pillow's mode 'LAB'; convert it to 8 or 16 bits"),
-    }
-    for name, (content, message) in cases.items():
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-        with pytest.raises(ItemError, match=message) as caught:
-            read(tmp_path / name)
-        assert "\n" not in str(caught.value)
-        assert str(tmp_path) not in str(caught.value)
+    with make_reader("image").open(ItemFiles(path=path)) as item:
+        return item.rows(0, 1)[0]
 
 
 def recipe(height: int, width: int) -> InputRecipe:
@@ -127,7 +30,9 @@ def recipe(height: int, width: int) -> InputRecipe:
 
 def prepare(pixels: np.ndarray, height: int, width: int) -> torch.Tensor:
     given = recipe(height, width)
-    return Preprocess(given, torch.device("cpu"))(pixels, window_range(given, [pixels]))
+    return Preprocess(given, torch.device("cpu"))(
+        pixels, item_windows(given.windows, RowsItem([pixels]))
+    )
 
 
 def bicubic(n_in: int, n_out: int) -> np.ndarray:
@@ -193,19 +98,3 @@ def test_depth_and_grey() -> None:
     one = prepare(GREY[None], 16, 32)
     three = prepare(np.stack([GREY] * 3), 16, 32)
     np.testing.assert_array_equal(one, three)
-
-
-def test_real_x_rays(shared_data: Path) -> None:
-    """Every X-ray at hand is read, an RGBA one of NIH's among them, as Pillow reads it."""
-    paths = sorted((shared_data / "xray").rglob("*.png"))
-    assert len(paths) > 100
-    modes = set()
-    for path in paths[::7]:
-        with Image.open(path) as image:
-            modes.add(image.mode)
-            expected = np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB"))
-        found = read(path)
-        np.testing.assert_array_equal(
-            found[0] if len(found) == 1 else found.transpose(1, 2, 0), expected
-        )
-    assert "L" in modes

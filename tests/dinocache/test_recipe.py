@@ -1,9 +1,11 @@
 """Invariant 6: whatever changes a number changes the digest."""
 
+from typing import Any
+
 import pytest
 
 from dinocache.errors import StoreDamagedError
-from dinocache.recipe import Recipe, ResizeRecipe, WindowRecipe, resolution_name
+from dinocache.recipe import ChannelsRecipe, Recipe, ResizeRecipe, WindowRecipe, resolution_name
 from dinocache.store import FeatureStore
 
 
@@ -17,32 +19,43 @@ def changed(value: object) -> object:
     return 7 if value is None else value + 1  # type: ignore[operator]
 
 
-def leaves(body: dict[str, object], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def leaves(body: dict[Any, Any], prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = []
     for key, value in body.items():
         if isinstance(value, dict) and value:
             found += leaves(value, (*prefix, key))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            found += leaves(dict(enumerate(value)), (*prefix, key))
         else:
             found.append((*prefix, key))
     return found
 
 
 def with_all_that_may_be_empty(recipe: Recipe) -> Recipe:
-    """Fill in what an encoder without RoPE, a crop and a window of two values say besides."""
+    """Fill in what an encoder without RoPE, a crop, windows and channels say besides."""
     encoder = recipe.encoder.model_copy(
         update={"rope": None, "pyramid": ((4, 96), (8, 192)), "embed_dim": 512}
     )
     given = recipe.input.model_copy(
         update={
-            "window": WindowRecipe(mode="range", low=-160.0, high=240.0),
+            "windows": (
+                WindowRecipe(mode="range", low=-160.0, high=240.0),
+                WindowRecipe(mode="percentile", low=1.0, high=98.0, nonzero=True),
+            ),
             "resize": ResizeRecipe(mode="crop", crop_pct=0.875, arithmetic="uint8"),
         }
     )
-    return recipe.model_copy(update={"encoder": encoder, "input": given})
+    reader = recipe.reader.model_copy(
+        update={"options": {"spacing": [1.0, 2.0, 3.0]}, "columns": (("slice", "voxel"),)}
+    )
+    channels = ChannelsRecipe(mode="passes", names=("ct", "pet"))
+    return recipe.model_copy(
+        update={"encoder": encoder, "input": given, "reader": reader, "channels": channels}
+    )
 
 
-# Of the encoder alone: no choice was made of them.
-FACTS = ("encoder.vectors", "encoder.depth", "encoder.pyramid")
+# Of the encoder or the reader alone: no choice was made of them.
+FACTS = ("encoder.vectors", "encoder.depth", "encoder.pyramid", "reader.columns")
 
 
 # Values that this version does not know are built without validation.
@@ -62,7 +75,7 @@ def test_every_field_counts(tiny_store: FeatureStore, filled: bool) -> None:
             inner = inner[key]
         inner[field[-1]] = changed(inner[field[-1]])
         other = Recipe.model_construct(**body)
-        name = ".".join(field)
+        name = ".".join(map(str, field))
         if name in ("encoder.weights.name", *FACTS):
             assert recipe.model_copy(update=vars(other)).digest == recipe.digest
             continue

@@ -10,7 +10,7 @@ import pytest
 import tensorstore
 import torch
 import zarr
-from making import make_table, tiny_request
+from making import RowsItem, make_table, read_image, tiny_request
 
 from dinocache import documents
 from dinocache.encoders import encoder_spec
@@ -30,9 +30,11 @@ from dinocache.layout import (
     is_row_kind,
     layer_number,
 )
-from dinocache.readers import ImageReader
+from dinocache.readers import ItemFiles, OpenItem
+from dinocache.readers.image import ImageReader
 from dinocache.store import FeatureStore
 from dinocache.transforms import Preprocess
+from dinocache.verify import verify
 
 KINDS = ("cls", "mean", "dense", "item_cls", "item_mean")
 
@@ -49,8 +51,8 @@ def test_features_are_those_of_the_encoder(tiny_store: FeatureStore, tiny_table:
     prepare = Preprocess(tiny_store.header.recipe.input, torch.device("cpu"))
     ids = ["0000", "0017", "0041"]
     for item_id in ids:
-        row = ImageReader().read(tiny_table.parent / f"png/{item_id}.png", 0, 1).rows[0]
-        wanted = encoder(prepare(row, (0, 255))[None], ("cls", "mean", "dense"))
+        row = read_image(tiny_table.parent / f"png/{item_id}.png")
+        wanted = encoder(prepare(row, [(0, 255)])[None], ("cls", "mean", "dense"))
         for kind, values in wanted.items():
             stored = tiny_store.rows(kind, item_id).astype(np.float32)
             # A batch of one rounds otherwise than a batch of eight; float16 adds half an ulp.
@@ -84,10 +86,11 @@ def test_the_group_says_what_it_is(tiny_store: FeatureStore) -> None:
 
 def test_image_is_the_file(tiny_store: FeatureStore, tiny_table: Path) -> None:
     array, attributes = tiny_store.native("image", "0005")
-    row = ImageReader().read(tiny_table.parent / "png/0005.png", 0, 1).rows[0]
+    row = read_image(tiny_table.parent / "png/0005.png")
     np.testing.assert_array_equal(array[:, 0], row)
     assert array.shape == (1, 1, 45, 50)
-    assert attributes == {"affine": None, "spacing": None, "value_range": [0, 255]}
+    assert attributes["windows"] == [[0, 255]]
+    assert (attributes["affine"], attributes["spacing"]) == (None, None)
 
 
 def test_the_store_travels(copy: Path, tiny_store: FeatureStore, tiny_table: Path) -> None:
@@ -177,18 +180,18 @@ def test_a_record_of_another_store_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "way_out"),
     [
-        (1, r"Extract it again\."),
-        (3, r"Upgrade dinocache to read it\."),
+        (2, r"Extract it again\."),
+        (4, r"Upgrade dinocache to read it\."),
         ("new", r"Upgrade dinocache to read it\."),
     ],
 )
 def test_another_format_says_so(copy: Path, version: object, way_out: str) -> None:
     body = documents.read(copy / "store.json", "store.json")
-    assert body["format"] == 2
+    assert body["format"] == 3
     (copy / "store.json").write_bytes(documents.encode(body | {"format": version}))
     with pytest.raises(
         StoreDamagedError,
-        match=rf"says format {version!r}; this version of dinocache reads 2\. {way_out}$",
+        match=rf"says format {version!r}; this version of dinocache reads 3\. {way_out}$",
     ):
         FeatureStore(copy)
 
@@ -207,22 +210,17 @@ def test_large_items_over_several_units(tmp_path: Path, monkeypatch: pytest.Monk
     table = make_table(tmp_path, 4)
     rows = {"0000.png": 5, "0001.png": 75, "0002.png": 1, "0003.png": 9}
 
-    def count_rows(self: ImageReader, path: Path) -> int:
-        return rows[path.name]
-
-    plain = ImageReader.read
-
-    def read(self: ImageReader, path: Path, start: int, stop: int) -> object:
+    def rolled(self: ImageReader, files: ItemFiles, like: object = None) -> OpenItem:
         """Row i of an item is its image rolled by i px."""
-        image = plain(self, path, 0, 1).rows[0]
-        return type(plain(self, path, 0, 1))(
-            [np.roll(image, i, axis=-1) for i in range(start, stop)]
-        )
+        with plain(self, files) as item:
+            image = item.rows(0, 1)[0]
+        return RowsItem([np.roll(image, i, axis=-1) for i in range(rows[files.path.name])])
 
-    monkeypatch.setattr(ImageReader, "count_rows", count_rows)
-    monkeypatch.setattr(ImageReader, "read", read)
+    plain = ImageReader.open
+    monkeypatch.setattr(ImageReader, "count_rows", lambda self, files: rows[files.path.name])
+    monkeypatch.setattr(ImageReader, "open", rolled)
     monkeypatch.setattr("dinocache.plan.MAX_ITEM_ROWS_IN_A_UNIT", 32)
-    outcome = extract(tiny_request(table, tmp_path / "f", features=("cls", "dense")))
+    outcome = extract(tiny_request(table, tmp_path / "f", features=("cls", "dense", "image")))
     store = FeatureStore(outcome.path)
     assert outcome.complete
     assert [u.n_rows for u in store.segments[0].units] == [5, 32, 32, 11, 10]
@@ -234,6 +232,12 @@ def test_large_items_over_several_units(tmp_path: Path, monkeypatch: pytest.Monk
         assert stored.shape == (rows[f"{item_id}.png"], 48)
         assert len(np.unique(stored[:, 0])) > len(stored) // 3
         np.testing.assert_array_equal(mean, stored.mean(0, dtype=np.float64).astype(np.float32))
+    # The item's own grid comes together from its units.
+    native, _ = store.native("image", "0001")
+    assert native.shape[:2] == (1, 75)
+    for index in (0, 31, 32, 74):
+        np.testing.assert_array_equal(native[:, index], np.roll(native[:, 0], index, axis=-1))
+    assert not verify(store.path).damages
     # Rows between units are absent, not zeros that look like features.
     everything = np.asarray(zarr.open_group(store.path / FEATURES, mode="r")["cls"][...])
     assert np.isnan(everything[5:16]).all()

@@ -1,6 +1,6 @@
 """What an encoder is given, held against the transforms of timm, open_clip and the publishers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,21 +11,18 @@ import timm.data
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import RowsItem
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
 from dinocache.encoders import ENCODERS
 from dinocache.errors import ItemError
+from dinocache.geometry import resized_shape
+from dinocache.intensity import Window, item_windows
 from dinocache.recipe import InputRecipe, ResizeRecipe, WindowRecipe
 from dinocache.spec import EncoderSpec
-from dinocache.transforms import (
-    Preprocess,
-    _resize_float,
-    _resize_tensor,
-    resized_shape,
-    window_range,
-)
+from dinocache.transforms import Preprocess, _resize_float, _resize_tensor, check_row
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -67,15 +64,22 @@ def input_recipe(
     return InputRecipe(
         resolution=resolution,
         channels=channels,
-        window=window or WindowRecipe(),
+        windows=(window or WindowRecipe(),),
         resize=resize or ResizeRecipe(),
         mean=normalise[0],
         std=normalise[1],
     )
 
 
+def window_range(recipe: InputRecipe, rows: Sequence[Pixels]) -> Window:
+    (window,) = item_windows(recipe.windows, RowsItem(rows))
+    for row in rows:
+        check_row(recipe, row)
+    return window
+
+
 def prepare(recipe: InputRecipe, pixels: Pixels, device: torch.device = CPU) -> torch.Tensor:
-    return Preprocess(recipe, device)(pixels, window_range(recipe, [pixels]))
+    return Preprocess(recipe, device)(pixels, [window_range(recipe, [pixels])])
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -302,7 +306,7 @@ def test_on_tensors_as_by_pillow(dtype: str, shape: tuple[int, int], resampling:
     pixels = noise((2, 211, 173), dtype=dtype)
     low, high = float(pixels.min()), float(pixels.max())
     windowed = ((pixels - np.float64(low)) / (high - low)).astype(np.float32)
-    tensor = _resize_tensor(torch.from_numpy(pixels.copy()), (low, high), shape, resampling)
+    tensor = _resize_tensor(torch.from_numpy(pixels.copy()), [(low, high)], shape, resampling)
     ours = torch.from_numpy(_resize_float(windowed, shape, resampling))
     assert tensor.shape == (2, *shape)
     assert difference(tensor, ours) <= TOLERANCE
@@ -322,7 +326,7 @@ def test_an_image_of_the_right_size_is_not_resampled(arithmetic: Arithmetic, mod
 
 def test_a_tensor_of_the_right_size_is_not_resampled() -> None:
     pixels = torch.from_numpy(noise((2, 64, 48))) / 256
-    assert torch.equal(_resize_tensor(pixels.clone(), (0.0, 1.0), (64, 48), "bicubic"), pixels)
+    assert torch.equal(_resize_tensor(pixels.clone(), [(0.0, 1.0)], (64, 48), "bicubic"), pixels)
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (64, 40)])
@@ -406,7 +410,7 @@ def test_the_window_of_a_constant_image_is_not_empty(dtype: str, value: float) -
     low, high = window_range(recipe, [pixels])
     assert low < high
     assert low == pixels.min()
-    assert (Preprocess(recipe, CPU)(pixels, (low, high)) == 0).all()
+    assert (Preprocess(recipe, CPU)(pixels, [(low, high)]) == 0).all()
 
 
 @pytest.mark.parametrize("mode", ["min-max", "range"])
@@ -422,27 +426,19 @@ def test_not_a_number_is_refused(mode: Literal["min-max", "range"], bad: float) 
 def test_floats_have_no_full_range() -> None:
     with pytest.raises(
         ItemError,
-        match=r"its pixels are floats, which have no full range: say --window min-max or "
-        r"--window LOW:HIGH",
+        match=r"its pixels are floats, which have no full range: say --window min-max, percentile "
+        r"or LOW:HIGH",
     ):
         window_range(input_recipe((16, 32)), [np.zeros((1, 3, 5), np.float32)])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "mode"), [("uint16", "full-range"), ("uint8", "min-max"), ("float32", "range")]
-)
-def test_8_bit_arithmetic_is_for_8_bits(
-    dtype: str, mode: Literal["full-range", "min-max", "range"]
-) -> None:
-    recipe = input_recipe(
-        (16, 32),
-        resize=ResizeRecipe(arithmetic="uint8"),
-        window=WindowRecipe(mode=mode, low=0, high=1),
-    )
+@pytest.mark.parametrize("dtype", ["uint16", "int16"])
+def test_8_bit_arithmetic_is_for_8_bits(dtype: str) -> None:
+    recipe = input_recipe((16, 32), resize=ResizeRecipe(arithmetic="uint8"))
     with pytest.raises(
         ItemError,
-        match=rf"its pixels are {dtype} under the window {mode}; --arithmetic uint8 is for "
-        r"8-bit images over their full range only",
+        match=rf"its pixels are {dtype}; --arithmetic uint8 is for 8-bit images over their full "
+        r"range only",
     ):
         window_range(recipe, [np.zeros((1, 3, 5), dtype)])
 

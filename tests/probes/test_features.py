@@ -85,7 +85,7 @@ def test_a_picture_is_within_its_window(tmp_path: Path) -> None:
         table,
         tmp_path / "f",
         features=("dense", "image"),
-        window=WindowRecipe(mode="range", low=30, high=90),
+        windows=(WindowRecipe(mode="range", low=30, high=90),),
     )
     _, _, image = first_dense_item(extract(request).path)
     pixels = np.asarray(Image.open(tmp_path / "png/0000.png"), np.float32)

@@ -153,7 +153,7 @@ def test_failed_items_and_missing_targets_are_left_out_and_named(tmp_path: Path)
     assert result.items == 22
     assert result.left_out == {
         "0003": "target missing",
-        "0007": "extraction failed: not an image that Pillow knows",
+        "0007": "extraction failed: not an image: PNG, JPEG, TIFF, BMP or WebP was expected",
     }
 
 

@@ -1,11 +1,30 @@
 """What tests make for themselves: images, tables, requests."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from dinocache.readers import ItemFiles, OpenItem, Pixels, make_reader
 from dinocache.request import ExtractRequest
+
+
+class RowsItem(OpenItem):
+    """An item of given rows."""
+
+    def __init__(self, rows: Sequence[Pixels]) -> None:
+        self._rows = list(rows)
+        self.n_rows = len(rows)
+
+    def rows(self, start: int, stop: int) -> list[Pixels]:
+        return self._rows[start:stop]
+
+
+def read_image(path: Path) -> Pixels:
+    """Decode a picture by the image reader."""
+    with make_reader("image").open(ItemFiles(path=path)) as item:
+        return item.rows(0, 1)[0]
 
 
 def make_table(folder: Path, n_images: int, *, seed: int = 0) -> Path:

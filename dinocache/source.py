@@ -1,0 +1,97 @@
+"""Where the items of a store come from: a table's paths, opened by a reader."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from dinocache.errors import ItemError
+from dinocache.items import channel_columns
+from dinocache.readers import ItemFiles, OpenItem, Reader
+from dinocache.readers.channels import open_channels
+from dinocache.records import Failure
+
+__all__ = ["Source", "guarded"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The items of a table, on the disk.
+
+    Attributes:
+        data: The data folder.
+        reader: Opens the items.
+        paths: Item id -> paths relative to the data folder, one a channel.
+        masks: Item id -> path of its mask; items without one are not in it.
+        crop_masks: Item id -> path of the label map at whose centroid it is cropped.
+    """
+
+    data: Path
+    reader: Reader[Any]
+    paths: Mapping[str, tuple[str, ...]]
+    masks: Mapping[str, str]
+    crop_masks: Mapping[str, str]
+
+    @classmethod
+    def of_table(cls, table: pd.DataFrame, data: Path, reader: Reader[Any]) -> "Source":
+        """Take the paths out of an item table."""
+        columns = list(channel_columns(table).values()) or ["path"]
+        ids = [str(i) for i in table["item_id"]]
+        return cls(
+            data=data,
+            reader=reader,
+            paths=dict(zip(ids, zip(*(table[c] for c in columns), strict=True), strict=True)),
+            masks=_present(table, "mask"),
+            crop_masks=_present(table, "crop_mask"),
+        )
+
+    def files(self, item_id: str) -> list[ItemFiles]:
+        """Name an item's files, one a channel; the masks stand with each, as each is cropped."""
+        mask, centre = self.masks.get(item_id), self.crop_masks.get(item_id)
+        return [
+            ItemFiles(
+                path=self.data / path,
+                mask=self.data / mask if mask else None,
+                centre=self.data / centre if centre else None,
+            )
+            for path in self.paths[item_id]
+        ]
+
+    def open(self, item_id: str) -> OpenItem:
+        """Open an item; raises `ItemError`."""
+        return guarded(lambda: open_channels(self.reader, self.files(item_id)))
+
+    def count_rows(self, item_id: str) -> int:
+        """Count an item's rows; one that cannot be opened gets one, and fails when read."""
+        try:
+            return guarded(lambda: self.reader.count_rows(self.files(item_id)[0]))
+        except ItemError:
+            return 1
+
+    def failure(self, item_id: str, reason: str) -> Failure:
+        """Make the entry of the failure ledger."""
+        return Failure(reason=reason, reader=self.reader.name, path=self.paths[item_id][0])
+
+
+def guarded(call: Callable[[], T]) -> T:
+    """Call into a reader; whatever it raises becomes an `ItemError`: one item never stops a run."""
+    try:
+        return call()
+    except ItemError:
+        raise
+    except Exception as exc:
+        logging.getLogger(__name__).debug("a reader failed", exc_info=True)
+        text = " ".join(str(exc).split())[:300]
+        raise ItemError(f"its reader failed ({type(exc).__name__}: {text})") from exc
+
+
+def _present(table: pd.DataFrame, column: str) -> dict[str, str]:
+    if column not in table:
+        return {}
+    listed = table[["item_id", column]].dropna()
+    return {str(i): str(path) for i, path in zip(listed["item_id"], listed[column], strict=True)}
