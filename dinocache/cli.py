@@ -745,12 +745,15 @@ def _print_forecast(request: "ExtractRequest", json: bool) -> None:
         echo_json(vars(forecast))
         return
     total = sum(forecast.n_bytes.values())
+    example = next(iter(forecast.unreadable.items()), ("", ""))
+    unreadable = f"{len(forecast.unreadable)}, as {example[0]}: {example[1]}"
     better = f"; --batch {forecast.suggested_batch} suits this device better"
     better = better if forecast.suggested_batch else ""
     _print_rows(
         [
             ("store", str(forecast.path)),
             ("items", str(forecast.items)),
+            *([("unreadable", unreadable)] if forecast.unreadable else []),
             ("rows", str(forecast.rows)),
             ("units", f"{forecast.units} ({forecast.units_missing} to do)"),
             ("batch", f"{forecast.batch} rows a pass{better}"),

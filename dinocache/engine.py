@@ -8,8 +8,9 @@ blocks of rows, so that a slide of 100,000 tiles needs no more memory than a few
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from dinocache.layout import COORD, ITEM_PREFIX, NATIVE_KINDS, is_row_kind, pars
 from dinocache.plan import Segment, Unit
 from dinocache.progress import Progress
 from dinocache.readers import Labels, OpenItem, Pixels
+from dinocache.recipe import WindowRecipe
 from dinocache.records import Failure, Record, StoredObject
 from dinocache.source import Source, guarded
 from dinocache.store import FeatureStore
@@ -57,30 +59,48 @@ class UnitWork:
 class _SharedItem:
     """An item that several pieces in a row are of: opened once, closed behind the last of them."""
 
-    def __init__(self, source: Source, item_id: str, planned_rows: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        item_id: str,
+        *,
+        position: int,
+        planned_rows: int,
+        recipes: tuple[WindowRecipe, ...],
+    ) -> None:
         self.item_id = item_id
-        self._source, self._planned_rows = source, planned_rows
-        self._lock = threading.Lock()
+        self.position = position
+        self._source, self._planned_rows, self._recipes = source, planned_rows, recipes
+        self._lock, self._turn = threading.Lock(), threading.Lock()
         self._users = 0
         self._item: OpenItem | None = None
+        self._windows: tuple[Window, ...] = ()
         self._reason: str | None = None
 
     def use(self) -> None:
         with self._lock:
             self._users += 1
 
-    def get(self) -> OpenItem:
-        """Open it at the first call; raises `ItemError`."""
+    def get(self) -> tuple[OpenItem, tuple[Window, ...]]:
+        """Open it and measure its windows at the first call; raises `ItemError`."""
         with self._lock:
             if self._reason is not None:
                 raise ItemError(self._reason)
             if self._item is None:
                 try:
                     self._item = self._opened()
+                    item = self._item
+                    self._windows = guarded(lambda: item_windows(self._recipes, item))
                 except ItemError as exc:
                     self._reason = str(exc)
                     raise
-            return self._item
+            return self._item, self._windows
+
+    @property
+    def in_turn(self) -> AbstractContextManager[object]:
+        """Held while rows are read, by one thread at a time where the item wants that."""
+        one = self._item is not None and self._item.one_at_a_time
+        return self._turn if one else nullcontext()
 
     def _opened(self) -> OpenItem:
         item = self._source.open(self.item_id)
@@ -119,7 +139,6 @@ class _Piece:
     """The rows of an item that belong to one unit."""
 
     shared: _SharedItem
-    position: int
     offset: int
     n_rows: int
     head: Future[_Head]
@@ -127,6 +146,11 @@ class _Piece:
     @property
     def item_id(self) -> str:
         return self.shared.item_id
+
+    @property
+    def position(self) -> int:
+        """The item's, on the item axis."""
+        return self.shared.position
 
 
 @dataclass
@@ -209,17 +233,18 @@ class Engine:
         for unit_work in work:
             segment = unit_work.segment
             for item, _, offset, n_rows in segment.pieces(unit_work.unit):
-                item_id = segment.item_ids[item]
-                if shared is None or shared.item_id != item_id:
-                    shared = _SharedItem(self.source, item_id, segment.item_rows[item])
+                position = segment.item_start + item
+                if shared is None or shared.position != position:
+                    shared = _SharedItem(
+                        self.source,
+                        segment.item_ids[item],
+                        position=position,
+                        planned_rows=segment.item_rows[item],
+                        recipes=self._recipe.input.windows,
+                    )
                 shared.use()
                 head = pool.submit(self._head, shared, offset, n_rows, unit_work.kinds)
-                position = segment.item_start + item
-                ahead.append(
-                    _Piece(
-                        shared=shared, position=position, offset=offset, n_rows=n_rows, head=head
-                    )
-                )
+                ahead.append(_Piece(shared=shared, offset=offset, n_rows=n_rows, head=head))
                 # At most as many large items at once as there are threads, or many small ones.
                 while len(ahead) > self._workers and sum(p.n_rows for p in ahead) >= limit:
                     yield ahead.popleft()
@@ -227,16 +252,16 @@ class Engine:
 
     def _head(self, shared: _SharedItem, offset: int, n_rows: int, kinds: Sequence[str]) -> _Head:
         """Open an item and decode its first block; in a decoding thread."""
-        item = shared.get()
+        item, windows = shared.get()
         if self._by_item and n_rows < item.n_rows:
             raise ItemError(
                 "it is shared by several units, but its encoder needs all of its rows together; "
                 "give it fewer rows"
             )
-        windows = guarded(lambda: item_windows(self._recipe.input.windows, item))
         a_row = max(item.nbytes // item.n_rows, 1)
         block_rows = min(max(_BLOCK_BYTES // a_row, 1), _BLOCK_ROWS)
-        rows = self._read(item, offset, offset + min(block_rows, n_rows))
+        with shared.in_turn:
+            rows = self._read(item, offset, offset + min(block_rows, n_rows))
         self._warn_of_dark(item, rows)
         mask, mask_reason = None, None
         if "mask" in kinds and shared.item_id in self.source.masks:
@@ -272,21 +297,30 @@ class Engine:
 
     def _blocks(
         self, piece: _Piece, head: _Head, pool: ThreadPoolExecutor
-    ) -> Iterator[list[Pixels]]:
+    ) -> Generator[list[Pixels], None, None]:
         """Yield the rows of a piece in order, decoded a bounded number of blocks ahead."""
         yield head.rows
         stop = piece.offset + piece.n_rows
         starts = range(piece.offset + len(head.rows), stop, head.block_rows)
         limit = 1 if head.item.one_at_a_time else self._workers * 2
         ahead: deque[Future[list[Pixels]]] = deque()
-        for start in starts:
-            ahead.append(
-                pool.submit(self._read, head.item, start, min(start + head.block_rows, stop))
-            )
-            if len(ahead) >= limit:
+
+        def read(start: int) -> list[Pixels]:
+            with piece.shared.in_turn:
+                return self._read(head.item, start, min(start + head.block_rows, stop))
+
+        try:
+            for start in starts:
+                ahead.append(pool.submit(read, start))
+                if len(ahead) >= limit:
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        finally:
+            # The item is closed next: no thread may still be in it.
+            for future in ahead:
+                future.cancel()
+            wait(ahead)
 
     def _warn_of_dark(self, item: OpenItem, rows: Sequence[Pixels]) -> None:
         """Say once that 16-bit images may hold 12 bits, which full-range makes near black."""
@@ -323,11 +357,12 @@ class Engine:
         try:
             head = piece.head.result()
             unit.begin(piece, head)
-            for block in self._blocks(piece, head, pool):
-                unit.put_image(piece, head, done, block)
-                for pixels in block:
-                    unit.put_row(piece.item_id, pixels, head.windows)
-                done += len(block)
+            with closing(self._blocks(piece, head, pool)) as blocks:
+                for block in blocks:
+                    unit.put_image(piece, head, done, block)
+                    for pixels in block:
+                        unit.put_row(piece.item_id, pixels, head.windows)
+                    done += len(block)
         except ItemError as exc:
             unit.fail(piece, str(exc), begun=head is not None)
         for _ in range(piece.n_rows - done):

@@ -2,7 +2,7 @@
 
     DinocacheError
     |-- RequestError            ask differently (also a ValueError; exit code 2)
-    |-- TableError              mend the table or the manifest (also a ValueError)
+    |-- TableError              mend the table or the manifest (also a ValueError; exit code 2)
     |-- ItemError               one item cannot be used; it is recorded and the run goes on
     |-- WeightsError            other weights are needed
     |   `-- WeightsUnavailableError   they cannot be had here and now
@@ -49,6 +49,8 @@ class RequestError(DinocacheError, ValueError):
 
 class TableError(DinocacheError, ValueError):
     """A table of items, or a manifest, does not say what it must."""
+
+    exit_code = 2
 
 
 class ItemError(DinocacheError):

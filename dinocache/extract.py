@@ -66,6 +66,7 @@ class Forecast:
         gflop: 1e9 operations of one row; None where it is not known.
         batch: Rows that pass through the encoder together.
         suggested_batch: A better one for the device at hand; None if that is as good.
+        unreadable: Items that cannot be opened -> why; they count as one row, and will fail.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class Forecast:
     gflop: float | None
     batch: int
     suggested_batch: int | None
+    unreadable: dict[str, str]
 
 
 def extract(request: ExtractRequest, progress: Progress | None = None) -> Outcome:
@@ -170,6 +172,7 @@ def dry_run(request: ExtractRequest) -> Forecast:
         gflop=gflop(job.spec, job.resolution),
         batch=grid.batch,
         suggested_batch=None if store else job.better_batch(grid),
+        unreadable=job.unreadable,
     )
 
 

@@ -291,8 +291,11 @@ def write_nifti(path: Path, values: npt.NDArray[Any], geometry: Geometry) -> Non
 
     Args:
         path: Ends in `.nii` or `.nii.gz`.
-        values: (I, J, K) or (I, J, K, volumes), as `restore` gives it.
+        values: (I, J, K) or (I, J, K, volumes), as `restore` gives it. Types that NIfTI readers do
+            not share are brought to the nearest that they do: whole numbers to the smallest that
+            holds them, float16 to float32.
         geometry: Of the item; without an affine the file says so (codes of its transforms are 0).
+            With gantry tilt only the sform can hold it, and the code of the qform is 0.
 
     References:
         NIfTI-1.1: x grows to the right, y to the front; LPS differs in both signs.
@@ -301,9 +304,23 @@ def write_nifti(path: Path, values: npt.NDArray[Any], geometry: Geometry) -> Non
 
     lps = geometry.source_affine
     ras = None if lps is None else np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
-    image = nibabel.Nifti1Image(values, ras)
+    image = nibabel.Nifti1Image(_of_nifti(values), ras)
     if ras is not None:
         image.header.set_xyzt_units("mm")
         image.set_sform(ras, code="scanner")
         image.set_qform(ras, code="scanner")
+        if not np.allclose(image.get_qform(), ras, rtol=1e-4, atol=1e-3):
+            image.set_qform(None, code="unknown")
     nibabel.save(image, path)
+
+
+def _of_nifti(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if values.dtype == np.float16:
+        return values.astype(np.float32)
+    if values.dtype.kind not in "bui" or values.dtype in (np.uint8, np.int16, np.int32):
+        return values
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    for kept in (np.uint8, np.int16, np.int32, np.uint32, np.int64):
+        if np.iinfo(kept).min <= low and high <= np.iinfo(kept).max:
+            return values.astype(kept)
+    return values

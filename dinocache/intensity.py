@@ -1,7 +1,8 @@
 """Which values of an item become 0 and 1. See docs/readers.md, "Intensity"."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,14 @@ def item_windows(windows: tuple[WindowRecipe, ...], item: OpenItem) -> tuple[Win
     Raises:
         ItemError: If the recipe does not suit the item, or the item is damaged.
     """
+    found = _found(windows, item)
+    for low, high in found:
+        if not low < high:
+            raise ItemError(f"its file says that all its values lie between {low:g} and {high:g}")
+    return found
+
+
+def _found(windows: tuple[WindowRecipe, ...], item: OpenItem) -> tuple[Window, ...]:
     if len(item.parts) > 1:
         if len(windows) not in (1, len(item.parts)):
             raise ItemError(f"it has {len(item.parts)} channels, the recipe {len(windows)} windows")
@@ -39,7 +48,7 @@ def item_windows(windows: tuple[WindowRecipe, ...], item: OpenItem) -> tuple[Win
         return tuple(
             pair
             for window, part in zip(several, item.parts, strict=True)
-            for pair in item_windows((window,), part)
+            for pair in _found((window,), part)
         )
     return tuple(
         _window(window, item, None if len(windows) == 1 else channel)
@@ -91,61 +100,77 @@ def _measured(window: WindowRecipe, values: "_Values") -> Window:
 
 
 class _Values:
-    """All values of a channel: counted where they are integers, else gathered.
-
-    Counting needs no second copy of a volume and gives percentiles exactly.
-    """
+    """All values of a channel, counted: exact, and in memory that does not grow with the item."""
 
     def __init__(self, rows: Callable[[], Iterable[Channel]], *, nonzero: bool) -> None:
-        self._counts: npt.NDArray[np.int64] | None = None
-        self._offset = 0
-        gathered = []
-        for row in rows():
-            if row.dtype.kind == "f":
-                if not np.isfinite(row).all():
-                    raise ItemError("its pixels are NaN or infinite")
-                gathered.append(row[row != 0] if nonzero else row.ravel())
-            else:
-                self._count(row)
-        if self._counts is not None and nonzero:
-            self._counts[-self._offset] = 0
-        self._gathered = np.concatenate(gathered) if gathered else np.empty(0, np.float32)
-        if not (self._gathered.size or (self._counts is not None and self._counts.any())):
+        self._rows, self._nonzero = rows, nonzero
+        self._total = 0
+        self._dtype = np.dtype(np.uint8)
+        for values in self._each():
+            self._dtype = values.dtype
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ItemError("its pixels are NaN or infinite")
+            self._total += values.size
+        if not self._total:
             raise ItemError("all of its values are 0, and the window leaves those out")
 
-    def _count(self, row: Channel) -> None:
-        limits = np.iinfo(row.dtype.name)
-        if self._counts is None:
-            self._counts = np.zeros(limits.max - limits.min + 1, np.int64)
-            self._offset = limits.min
-        # Behind an offset in the unsigned type of the same width: bincount takes no negatives.
-        unsigned = row.ravel().view(f"u{row.dtype.itemsize}") if limits.min else row.ravel()
-        counts = np.bincount(unsigned, minlength=len(self._counts))
-        self._counts += np.roll(counts, -limits.min) if limits.min else counts
+    def _each(self) -> Iterator[npt.NDArray[Any]]:
+        for row in self._rows():
+            yield row[row != 0] if self._nonzero else row.ravel()
 
     def percentiles(self, low: float, high: float) -> Window:
         """Give two percentiles, as numpy does by default (linear between neighbours)."""
-        if self._counts is None:
-            found = np.percentile(self._gathered, [low, high], overwrite_input=True)
-            return float(found[0]), float(found[1])
-        total = self._counts.cumsum()
-        return self._counted(total, low), self._counted(total, high)
-
-    def _counted(self, total: npt.NDArray[np.int64], percent: float) -> float:
-        position = (int(total[-1]) - 1) * percent / 100
-        below = math.floor(position)
+        positions = [(self._total - 1) * percent / 100 for percent in (low, high)]
+        last = self._total - 1
+        ranks = {r for p in positions for r in (math.floor(p), min(math.floor(p) + 1, last))}
+        at = self._at(sorted(ranks))
         first, second = (
-            int(np.searchsorted(total, rank, side="right")) + self._offset
-            for rank in (below, min(below + 1, int(total[-1]) - 1))
+            at[(below := math.floor(p))] + (at[min(below + 1, last)] - at[below]) * (p - below)
+            for p in positions
         )
-        return first + (second - first) * (position - below)
+        return first, second
+
+    def _at(self, ranks: list[int]) -> dict[int, float]:
+        """Find the values of some ranks, from 0: by their upper 16 bits, then by the lower ones."""
+        wide = self._dtype.itemsize > 2
+        upper = np.zeros(1 << 16, np.int64)
+        for values in self._each():
+            upper += np.bincount(_keys(values) >> (16 if wide else 0), minlength=len(upper))
+        before = upper.cumsum()
+        bins = [int(np.searchsorted(before, rank, side="right")) for rank in ranks]
+        if not wide:
+            return {rank: _value(key, self._dtype) for rank, key in zip(ranks, bins, strict=True)}
+        lower = {key: np.zeros(1 << 16, np.int64) for key in bins}
+        for values in self._each():
+            keys = _keys(values)
+            top = keys >> 16
+            for key, counts in lower.items():
+                counts += np.bincount(keys[top == key] & 0xFFFF, minlength=len(counts))
+        found = {}
+        for rank, key in zip(ranks, bins, strict=True):
+            within = rank - int(before[key] - upper[key])
+            low = int(np.searchsorted(lower[key].cumsum(), within, side="right"))
+            found[rank] = _value(key << 16 | low, self._dtype)
+        return found
 
     def moments(self) -> tuple[float, float]:
         """Give mean and standard deviation (of the population)."""
-        if self._counts is None:
-            values = self._gathered
-            return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-        levels = np.arange(len(self._counts), dtype=np.float64) + self._offset
-        weights = self._counts / self._counts.sum()
-        mean = float(levels @ weights)
-        return mean, math.sqrt(float((levels - mean) ** 2 @ weights))
+        mean = sum(float(v.sum(dtype=np.float64)) for v in self._each()) / self._total
+        squares = sum(float(((v - mean) ** 2).sum(dtype=np.float64)) for v in self._each())
+        return mean, math.sqrt(squares / self._total)
+
+
+def _keys(values: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """Turn values to whole numbers of the same order, from 0."""
+    if values.dtype.kind != "f":
+        return (values.astype(np.int64) - np.iinfo(values.dtype).min).astype(np.uint32)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    # IEEE 754: negative numbers count downwards.
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+
+
+def _value(key: int, dtype: np.dtype[Any]) -> float:
+    if dtype.kind != "f":
+        return float(key + np.iinfo(dtype).min)
+    bits = key ^ (1 << 31) if key >> 31 else key ^ 0xFFFFFFFF
+    return float(np.array(bits, np.uint32).view(np.float32))

@@ -127,7 +127,7 @@ def normalise(table: pd.DataFrame, data: Path, name: str) -> pd.DataFrame:
             path, or one that leaves the folder.
     """
     table.columns = table.columns.map(str)
-    channels = list(channel_columns(table).values())
+    channels = _channels_of(table, name)
     if "path" not in table.columns and channels:
         table = table.assign(path=table[channels[0]])
     if "path" not in table.columns:
@@ -156,6 +156,23 @@ def normalise(table: pd.DataFrame, data: Path, name: str) -> pd.DataFrame:
         table[column] = _relative(table[column].astype("string"), data, name, column)
     first = ["item_id", "path", "group"]
     return table[first + [c for c in table.columns if c not in first]]
+
+
+def _channels_of(table: pd.DataFrame, name: str) -> list[str]:
+    """Give the columns of channels' files; refuse what looks like one and is none."""
+    channels = list(channel_columns(table).values())
+    for column in table.columns:
+        if column.lower().startswith("path.") and column not in channels:
+            raise TableError(
+                f"{name}: column {column!r} names no channel: behind 'path.' stand a-z, 0-9 and _ "
+                "only, and no word like l05"
+            )
+    if channels and "path" in table and not table["path"].equals(table[channels[0]]):
+        raise TableError(
+            f"{name} has both 'path' and {channels[0]!r}, which differ; an item is one file "
+            "(path) or several channels (path.NAME)"
+        )
+    return channels
 
 
 def _relative(paths: "pd.Series[str]", data: Path, name: str, column: str) -> "pd.Series[str]":

@@ -15,7 +15,7 @@ from dinocache import __version__
 from dinocache.cost import default_batch
 from dinocache.devices import can_compile, choose_device, device_memory, has_bf16
 from dinocache.engine import Engine, UnitWork
-from dinocache.errors import RecipeMismatchError, RequestError, WeightsError
+from dinocache.errors import ItemError, RecipeMismatchError, RequestError, WeightsError
 from dinocache.items import channel_columns, check_name, same_labels
 from dinocache.layout import COORD, FORMAT, HEADER, check_kinds
 from dinocache.libraries import find_encoder
@@ -66,6 +66,8 @@ class Job:
     dataset: Dataset = field(init=False)
     spec: EncoderSpec = field(init=False)
     encoder: "Encoder | None" = None
+    unreadable: dict[str, str] = field(default_factory=dict, init=False)
+    """Items that were counted and cannot be opened, and why."""
     _counted: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class Job:
         names = self.channels.names if self.channels.mode == "passes" else ()
         kinds = extracted_kinds(self.spec, asked, defaults.features, request.layers, names)
         self.features = check_kinds((*kinds, COORD) if self.reader.columns else kinds)
+        self._check_windows()
         modes = {window.mode for window in self._windows()} - {"full-range"}
         if self._resize().arithmetic == "uint8" and modes:
             raise RequestError(
@@ -176,9 +179,17 @@ class Job:
         if len(missing) > 1 and self.reader.name != "image":
             self.progress.note(f"reading the headers of {len(missing)} items")
         with ThreadPoolExecutor(self.workers) as pool:
-            counts = pool.map(self.source.count_rows, missing)
+            counts = pool.map(self._count, missing)
             self._counted |= dict(zip(missing, counts, strict=True))
         return {i: self._counted[i] for i in wanted}
+
+    def _count(self, item_id: str) -> int:
+        """Count an item's rows; one that cannot be opened gets one, and fails when it is read."""
+        try:
+            return self.source.count_rows(item_id)
+        except ItemError as exc:
+            self.unreadable[item_id] = str(exc)
+            return 1
 
     def load_encoder(self, weights: str) -> "Encoder":
         """Load the encoder once."""
@@ -258,6 +269,21 @@ class Job:
         if self.spec.window != "full-range":
             return (WindowRecipe(mode=self.spec.window),)
         return parse_windows(self.reader.window)
+
+    def _check_windows(self) -> None:
+        """Refuse windows that no item of these channels can have."""
+        names, windows = self.channels.names, len(self._windows())
+        if names and windows not in (1, len(names)):
+            raise RequestError(
+                f"--window names {windows} windows, the items have {len(names)} channels "
+                f"({', '.join(names)}); give one for all, or one each"
+            )
+        several = max(windows, len(names)) > 1
+        if self.spec.channels == 1 and self.channels.mode == "stacked" and several:
+            raise RequestError(
+                f"{self.spec.name} takes one channel; let each pass by itself with --channels "
+                "passes"
+            )
 
     def _resize(self) -> ResizeRecipe:
         if self.store:

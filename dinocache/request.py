@@ -192,5 +192,6 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise RequestError(f"--option {text!r}: give NAME=VALUE, as spacing=1,1,3")
-        options[name.strip()] = [p.strip() for p in value.split(",")] if "," in value else value
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        options[name.strip()] = parts if "," in value else value
     return options

@@ -67,11 +67,12 @@ class Source:
         return guarded(lambda: open_channels(self.reader, self.files(item_id)))
 
     def count_rows(self, item_id: str) -> int:
-        """Count an item's rows; one that cannot be opened gets one, and fails when read."""
-        try:
-            return guarded(lambda: self.reader.count_rows(self.files(item_id)[0]))
-        except ItemError:
-            return 1
+        """Count an item's rows by its header; raises `ItemError`."""
+        files = self.files(item_id)
+        for channel in files:
+            if not channel.path.exists():
+                raise ItemError("the file is missing")
+        return guarded(lambda: self.reader.count_rows(files[0]))
 
     def failure(self, item_id: str, reason: str) -> Failure:
         """Make the entry of the failure ledger."""
@@ -79,10 +80,13 @@ class Source:
 
 
 def guarded(call: Callable[[], T]) -> T:
-    """Call into a reader; whatever it raises becomes an `ItemError`: one item never stops a run."""
+    """Call into a reader; whatever it raises becomes an `ItemError`: one item never stops a run.
+
+    A library that is not installed does: it would fail every item.
+    """
     try:
         return call()
-    except ItemError:
+    except (ItemError, ModuleNotFoundError):
         raise
     except Exception as exc:
         logging.getLogger(__name__).debug("a reader failed", exc_info=True)

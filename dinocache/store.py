@@ -173,21 +173,32 @@ class FeatureStore:
         """
         failed: dict[str, dict[str, Failure]] = {}
         for segment in self.segments:
-            for unit in segment.units:
-                for kind in self.kinds:
+            for kind in self.kinds:
+                # An item may be of several units; what a segment says of it replaces what those
+                # before it said.
+                said: dict[str, Failure | None] = {}
+                pending: set[str] = set()
+                for unit in segment.units:
                     record = self.record(unit.name, kind)
-                    if record is None:
-                        continue
                     first = unit.first_item
                     for item_id in segment.item_ids[first : first + unit.n_items]:
-                        if item_id in record.failed:
-                            failed.setdefault(item_id, {})[kind] = record.failed[item_id]
-                        elif segment.number > 1:
-                            failed.get(item_id, {}).pop(kind, None)
+                        if record is None:
+                            pending.add(item_id)
+                        elif said.get(item_id) is None:
+                            said[item_id] = record.failed.get(item_id)
+                for item_id, failure in said.items():
+                    if failure is not None:
+                        failed.setdefault(item_id, {})[kind] = failure
+                    elif item_id in failed and item_id not in pending:
+                        failed[item_id].pop(kind, None)
         return [
-            FailedItem(item_id=item_id, kinds=tuple(kinds), failure=next(iter(kinds.values())))
-            for item_id, kinds in failed.items()
-            if kinds
+            FailedItem(
+                item_id=item_id,
+                kinds=tuple(failed[item_id]),
+                failure=next(iter(failed[item_id].values())),
+            )
+            for item_id in dict.fromkeys(i for s in self.segments for i in s.item_ids)
+            if failed.get(item_id)
         ]
 
     def notes(self) -> dict[str, tuple[str, ...]]:

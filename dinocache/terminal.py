@@ -10,7 +10,10 @@ from dinocache.errors import DinocacheError
 
 __all__ = ["echo_json", "run"]
 
-_OF_EXTRACTION = ("PIL", "huggingface_hub", "open_clip", "psutil", "timm", "torchvision")
+_OF_EXTRACTION = (
+    "PIL", "av", "h5py", "huggingface_hub", "imagecodecs", "isal", "nibabel", "open_clip",
+    "openslide", "psutil", "pydicom", "scipy", "tifffile", "timm", "torchvision",
+)  # fmt: skip
 
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:

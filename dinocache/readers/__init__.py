@@ -32,7 +32,7 @@ READERS = {
 
 
 _SUFFIXES = {
-    "volume": ".nii .nii.gz .nrrd .nhdr .mha .mhd .hdr",
+    "volume": ".nii .nii.gz .nrrd .nhdr .mha .mhd .hdr .hdr.gz .img .img.gz",
     "slide": ".svs .ndpi .mrxs .scn .bif .vms .vmu .svslide",
     "video": ".mp4 .avi .mkv .mov .m4v .webm .mpg .mpeg",
     "stack": ".h5 .hdf .hdf5",
@@ -57,7 +57,9 @@ def guess_reader(paths: Iterable[Path]) -> str:
     found: dict[str, Path] = {}
     for path in paths:
         lower = path.name.lower()
-        suffix = ".nii.gz" if lower.endswith(".nii.gz") else Path(lower).suffix
+        suffix = "".join(
+            Path(lower).suffixes[-2:] if lower.endswith(".gz") else [Path(lower).suffix]
+        )
         found.setdefault(_READER_OF.get(suffix) or _reader_of_other(path, suffix), path)
     if len(found) > 1:
         (first, a), (second, b) = list(found.items())[:2]

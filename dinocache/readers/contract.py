@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from dinocache.errors import ItemError, RequestError
 from dinocache.geometry import Geometry
@@ -128,6 +128,14 @@ class ReaderOptions(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _listed(cls, value: object, info: ValidationInfo) -> object:
+        """Make a list of the one value that a command line gives where several may stand."""
+        field = cls.model_fields[str(info.field_name)]
+        wants_list = "tuple" in str(field.annotation)
+        return [value] if wants_list and isinstance(value, str | int | float) else value
+
 
 Settings = TypeVar("Settings", bound=ReaderOptions)
 
@@ -157,14 +165,21 @@ class Reader(ABC, Generic[Settings]):
         try:
             settings = self.Options.model_validate(dict(options or {}))
         except ValidationError as exc:
-            error = exc.errors()[0]
-            field = ".".join(str(part) for part in error["loc"]) or "options"
-            known = ", ".join(self.Options.model_fields) or "none"
-            raise RequestError(
-                f"reader {self.name!r}, option {field!r}: {error['msg']}; its options are: {known}"
-            ) from exc
+            raise RequestError(f"reader {self.name!r}: {self._mistake(exc)}") from exc
         self.settings = cast(Settings, settings)
         self.options = settings.model_dump(mode="json")
+
+    def _mistake(self, exc: ValidationError) -> str:
+        error = exc.errors()[0]
+        message = error["msg"].removeprefix("Value error, ")
+        if not error["loc"]:
+            return message
+        option = ".".join(str(part) for part in error["loc"][:1])
+        if error["type"] == "extra_forbidden":
+            known = ", ".join(self.Options.model_fields) or "none"
+            told = "--mpp is for slides; " if option == "slide_mpp" else ""
+            return f"{told}it has no option {option!r}; its options are: {known}"
+        return f"option {option}={error['input']!r}: {message}"
 
     @abstractmethod
     def open(self, files: ItemFiles, like: Geometry | None = None) -> OpenItem:

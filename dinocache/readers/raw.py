@@ -65,7 +65,7 @@ def translated(what: str) -> Iterator[None]:
         # NaN and values beyond a type's range are given on or named; numpy need not warn of them.
         with np.errstate(all="ignore"):
             yield
-    except ItemError:
+    except (ItemError, ModuleNotFoundError):
         raise
     except FileNotFoundError as exc:
         raise ItemError("the file is missing") from exc

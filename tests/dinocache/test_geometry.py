@@ -249,3 +249,30 @@ def test_input_to_row_undoes_resizing_and_placing(
         [[-0.5, -0.5, 0], [shape[1] - 0.5, shape[0] - 0.5, 0]],
         atol=1e-9,
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "written"),
+    [("int64", "uint8"), ("uint64", "uint8"), ("bool", "uint8"), ("float16", "float32")],
+)
+def test_any_type_of_prediction_can_be_written(tmp_path: Path, dtype: str, written: str) -> None:
+    values = (np.arange(60).reshape(3, 4, 5) % 7).astype(dtype)
+    write_nifti(tmp_path / "x.nii", values, Geometry(shape=(5, 4, 3)))
+    found = nibabel.load(tmp_path / "x.nii")
+    assert found.get_data_dtype() == written
+    np.testing.assert_array_equal(np.asarray(found.dataobj), values.astype(written))
+    large = np.array([[[-70000, 70000]]])
+    write_nifti(tmp_path / "y.nii", large, Geometry(shape=(2, 1, 1)))
+    assert nibabel.load(tmp_path / "y.nii").get_data_dtype() == np.int32
+
+
+def test_a_sheared_grid_keeps_its_shear(tmp_path: Path) -> None:
+    """Gantry tilt: a qform cannot hold it, and must not claim to."""
+    affine = np.diag([0.8, 0.9, 3.0, 1.0])
+    affine[1, 2] = 0.96  # lines drift by 17.7 degrees from slice to slice
+    geometry = Geometry(shape=(5, 4, 3), affine=affine)
+    write_nifti(tmp_path / "x.nii", np.ones((3, 4, 5), np.uint8), geometry)
+    header = nibabel.load(tmp_path / "x.nii").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
+    ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    np.testing.assert_allclose(nibabel.load(tmp_path / "x.nii").affine, ras, atol=1e-6)

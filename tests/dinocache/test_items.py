@@ -12,13 +12,15 @@ from making import tiny_request
 from PIL import Image
 
 from dinocache.encoders import encoder_spec
-from dinocache.errors import RequestError
+from dinocache.errors import ItemError, RequestError, TableError
 from dinocache.extract import dry_run, extract
 from dinocache.geometry import Geometry, restore
 from dinocache.inference import load_encoder
+from dinocache.intensity import item_windows
 from dinocache.progress import QuietProgress
-from dinocache.readers import ItemFiles, OpenItem, guess_reader
-from dinocache.request import ExtractRequest, parse_channels, parse_windows
+from dinocache.readers import ItemFiles, OpenItem, Pixels, guess_reader, make_reader
+from dinocache.readers.volume import VolumeReader
+from dinocache.request import ExtractRequest, parse_channels, parse_options, parse_windows
 from dinocache.store import FeatureStore
 from dinocache.transforms import Preprocess
 from dinocache.verify import verify
@@ -257,8 +259,6 @@ def test_an_item_that_changed_since_it_was_planned(tmp_path: Path) -> None:
 def test_a_readers_own_mistake_never_stops_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dinocache.readers.volume import VolumeReader
-
     table = make_volumes(tmp_path)
     plain = VolumeReader.open
 
@@ -349,3 +349,153 @@ def test_the_reader_follows_from_names(tmp_path: Path) -> None:
         RequestError, match=r"x\.nii speaks for the reader volume, y\.png for image"
     ):
         guess_reader([tmp_path / "x.nii", tmp_path / "y.png"])
+
+
+def test_an_item_of_several_units_that_fails_in_its_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Appended behind a good one: it stays a failure, whatever its other units say."""
+    monkeypatch.setattr("dinocache.plan.MAX_ITEM_ROWS_IN_A_UNIT", 16)
+    save(tmp_path / "a.nii", volume(5, seed=0))
+    save(tmp_path / "b.nii", volume(50, seed=1))
+    plain = VolumeReader.open
+
+    def broken(self: VolumeReader, files: ItemFiles, like: Geometry | None = None) -> OpenItem:
+        item = plain(self, files, like)
+        if files.path.name == "b.nii":
+            rows = item.rows
+
+            def some(start: int, stop: int) -> list[Pixels]:
+                if start <= 22 < stop:
+                    raise ItemError("row 22 is damaged")
+                return rows(start, stop)
+
+            monkeypatch.setattr(item, "rows", some)
+        return item
+
+    table = tmp_path / "volumes.csv"
+    table.write_text("path\na.nii\n")
+    hu = parse_windows("hu")
+    extract(tiny_request(table, tmp_path / "f", features=("cls", "image"), windows=hu))
+    table.write_text("path\na.nii\nb.nii\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(VolumeReader, "open", broken)
+        outcome = extract(tiny_request(table, tmp_path / "f", append=True))
+    (failure,) = outcome.failures
+    assert (failure.item_id, failure.failure.reason) == ("b.nii", "row 22 is damaged")
+    assert failure.kinds == ("cls", "row_coord", "image")
+    store = FeatureStore(outcome.path)
+    assert store.item_vectors("cls")[0] == ["a.nii"]
+    assert not verify(store.path).damages
+    again = extract(tiny_request(table, tmp_path / "f", retry_failed=True))
+    assert not again.failures
+    assert FeatureStore(store.path).rows("cls", "b.nii").shape == (50, 48)
+
+
+def test_a_kind_added_behind_a_retried_item(tmp_path: Path) -> None:
+    """The same item closes one segment and opens the next, in other rows."""
+    save(tmp_path / "a.nii", volume(5, seed=0))
+    table = tmp_path / "volumes.csv"
+    table.write_text("path\na.nii\nb.nii\n")
+    assert extract(tiny_request(table, tmp_path / "f", features=("cls",))).failures
+    save(tmp_path / "b.nii", volume(9, seed=1))
+    assert not extract(tiny_request(table, tmp_path / "f", retry_failed=True)).failures
+    added = extract(tiny_request(table, tmp_path / "f", features=("cls", "mean")))
+    assert not added.failures
+    assert FeatureStore(added.path).rows("mean", "b.nii").shape == (9, 48)
+
+
+def test_windows_are_measured_once_for_all_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinocache.plan.MAX_ITEM_ROWS_IN_A_UNIT", 16)
+    array = volume(50, seed=1)
+    save(tmp_path / "a.nii", array)
+    table = tmp_path / "volumes.csv"
+    table.write_text("path\na.nii\n")
+    measured = []
+    monkeypatch.setattr(
+        "dinocache.engine.item_windows",
+        lambda windows, item: measured.append(item) or item_windows(windows, item),
+    )
+    outcome = extract(tiny_request(table, tmp_path / "f", features=("image",)))
+    assert len(measured) == 1
+    _, attributes = FeatureStore(outcome.path).native("image", "a.nii")
+    np.testing.assert_allclose(attributes["windows"], [np.percentile(array, (0.5, 99.5))])
+
+
+def test_an_item_whose_file_allows_one_value_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = VolumeReader.open
+
+    def flat(self: VolumeReader, files: ItemFiles, like: Geometry | None = None) -> OpenItem:
+        item = plain(self, files, like)
+        item.value_range = (7.0, 7.0)
+        return item
+
+    monkeypatch.setattr(VolumeReader, "open", flat)
+    save(tmp_path / "a.nii", volume(3, seed=0))
+    table = tmp_path / "volumes.csv"
+    table.write_text("path\na.nii\n")
+    windows = parse_windows("full-range")
+    (failure,) = extract(tiny_request(table, tmp_path / "f", windows=windows)).failures
+    assert "all its values lie between 7 and 7" in failure.failure.reason
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("path.CT,path.pet", r"column 'path\.CT' names no channel"),
+        ("path.l05,path.pet", r"column 'path\.l05' names no channel"),
+        ("path,path.pet", r"both 'path' and 'path\.pet', which differ"),
+    ],
+)
+def test_columns_that_name_no_channel_are_refused(
+    tmp_path: Path, header: str, message: str
+) -> None:
+    table = tmp_path / "volumes.csv"
+    table.write_text(f"{header}\na.nii,b.nii\n")
+    with pytest.raises(TableError, match=message):
+        extract(tiny_request(table, tmp_path / "f"))
+
+
+def test_what_no_item_can_have_is_refused_before_a_store_is_made(
+    pairs: Path, tmp_path: Path
+) -> None:
+    windows = parse_windows("hu,suv,lung")
+    with pytest.raises(RequestError, match="names 3 windows, the items have 2 channels"):
+        extract(tiny_request(pairs, tmp_path / "f", windows=windows))
+    stacked = parse_channels("stacked")
+    with pytest.raises(RequestError, match="anatomix takes one channel"):
+        extract(tiny_request(pairs, tmp_path / "f", model="anatomix", channels=stacked))
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_forecast_names_what_cannot_be_opened(tmp_path: Path) -> None:
+    table = make_volumes(tmp_path)
+    (tmp_path / "a.nii.gz").unlink()
+    forecast = dry_run(tiny_request(table, tmp_path / "f"))
+    assert set(forecast.unreadable) == {"a", "c"}
+    assert forecast.unreadable["a"] == "the file is missing"
+
+
+@pytest.mark.parametrize(
+    ("reader", "options", "message"),
+    [
+        ("volume", ["pick=a"], "option pick='a': Input should be a valid integer"),
+        ("volume", ["crop=mask"], r"reader 'volume': crop=mask needs a crop_size"),
+        ("volume", ["slide_mpp=1"], r"--mpp is for slides; it has no option 'slide_mpp'; its opt"),
+        ("image", ["colour=red"], r"it has no option 'colour'; its options are: page, channels"),
+        ("video", ["fps=-1"], r"option fps='-1': Input should be greater than 0"),
+    ],
+)
+def test_a_wrong_option_is_named(reader: str, options: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        make_reader(reader, parse_options(options))
+
+
+def test_one_value_of_a_list() -> None:
+    for text in ("pick=1", "pick=1,"):
+        assert make_reader("volume", parse_options([text])).options["pick"] == [1]
+    assert make_reader("image", parse_options(["channels=2"])).options["channels"] == [2]
