@@ -6,10 +6,11 @@ A B A B, each from opening the file to the last row, and their ratio is taken pa
 the libraries were loaded. Words choose among the cases: `slide` runs those named so.
 
     python benchmarks/readers.py [image] [volume] [slide] [video] [stack] [DICOM]
-    python benchmarks/readers.py --memory [volume] [slide]
+    python benchmarks/readers.py --memory [image] [volume] [slide] [video] [stack]
 """
 
 import gzip
+import importlib
 import io
 import math
 import os
@@ -92,10 +93,13 @@ def write_png(folder: Path) -> Path:
     return path
 
 
-def write_jpeg(folder: Path) -> Path:
-    path = folder / "colour.jpg"
-    Image.fromarray(stained(1440, 1440)).save(path, quality=90)
-    return path
+def write_picture(name: str, **options: object) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = folder / name
+        Image.fromarray(stained(1440, 1440)).save(path, **options)
+        return path
+
+    return write
 
 
 def bare_picture(path: Path, _: np.ndarray) -> None:
@@ -129,11 +133,55 @@ def write_gzip(folder: Path, slices: int = 256) -> Path:
     return path
 
 
-def bare_nifti(path: Path, _: np.ndarray) -> None:
-    import nibabel
+def bare_nifti(*, mapped: bool = True) -> Callable[[Path, np.ndarray], None]:
+    def read(path: Path, _: np.ndarray) -> None:
+        import nibabel
 
-    volume = np.asarray(nibabel.load(path).dataobj)
-    look(volume[..., index] for index in range(volume.shape[2]))
+        volume = np.asarray(nibabel.load(path, mmap=mapped).dataobj)
+        look(volume[..., index] for index in range(volume.shape[2]))
+
+    return read
+
+
+def write_sitk(name: str) -> Callable[[Path], Path]:
+    """The same volume by SimpleITK, compressed."""
+
+    def write(folder: Path) -> Path:
+        import SimpleITK
+
+        image = SimpleITK.GetImageFromArray(ct(256).transpose(2, 1, 0))
+        image.SetSpacing((0.7, 0.7, 1.5))
+        SimpleITK.WriteImage(image, str(folder / name), useCompression=True, compressionLevel=3)
+        return folder / name
+
+    return write
+
+
+def bare_sitk(path: Path, _: np.ndarray) -> None:
+    import SimpleITK
+
+    source = str(path)
+    names = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(source) if path.is_dir() else source
+    image = SimpleITK.ReadImage(names)  # named: a view does not keep it alive
+    look(SimpleITK.GetArrayViewFromImage(image))
+
+
+def write_dicom_image(folder: Path) -> Path:
+    return write_dicom(folder, 1) / "000.dcm"
+
+
+def write_multiframe(folder: Path) -> Path:
+    """All slices in one file, as ultrasound and X-ray angiography have their frames."""
+    import pydicom
+
+    series = write_dicom(folder, 64)
+    slices = [pydicom.dcmread(path) for path in sorted(series.iterdir())]
+    file = slices[0]
+    file.NumberOfFrames = len(slices)
+    file.PixelData = b"".join(one.PixelData for one in slices)
+    path = folder / "frames.dcm"
+    file.save_as(path)
+    return path
 
 
 def write_dicom(folder: Path, slices: int = 64) -> Path:
@@ -173,7 +221,9 @@ def write_dicom(folder: Path, slices: int = 64) -> Path:
 def bare_dicom(path: Path, _: np.ndarray) -> None:
     import pydicom
 
-    look(pydicom.dcmread(file).pixel_array for file in sorted(path.iterdir()))
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        pixels = pydicom.dcmread(file).pixel_array
+        look(pixels if pixels.ndim == 3 else [pixels])
 
 
 def write_slide(folder: Path, compression: str = "jpeg", side: int = 8192) -> Path:
@@ -210,18 +260,24 @@ def bare_openslide(level: int, side: int) -> Callable[[Path, np.ndarray], None]:
     return read
 
 
-def write_video(folder: Path) -> Path:
-    """Twelve seconds of 1280 x 720 px, 25 frames a second, H.264."""
+def write_video(name: str, codec: str, pixels: str = "yuv420p") -> Callable[[Path], Path]:
+    return lambda folder: _encode(folder / name, codec, pixels)
+
+
+def _encode(path: Path, codec: str, pixels: str) -> Path:
+    """Twelve seconds of 1280 x 720 px, 25 frames a second, with a sensor's noise."""
     import av
 
-    path = folder / "video.mp4"
-    scene = stained(800, 1700)
+    scene = stained(800, 1700) // 2 + 40
+    noise = generator().integers(0, 8, (2 * 720, 2 * 1280, 3), np.uint8)
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, pixels
         for index in range(300):
             view = scene[index % 80 : index % 80 + 720, index : index + 1280]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(view), format="rgb24")
+            y, x = (37 * index) % 720, (91 * index) % 1280
+            seen = view + noise[y : y + 720, x : x + 1280]
+            frame = av.VideoFrame.from_ndarray(seen, format="rgb24")
             for packet in stream.encode(frame):
                 file.mux(packet)
         for packet in stream.encode():
@@ -273,6 +329,20 @@ def write_stack(folder: Path) -> Path:
     return path
 
 
+def write_sequence(folder: Path) -> Path:
+    """The sections as PNG files."""
+    pictures = folder / "sections"
+    pictures.mkdir()
+    for index, section in enumerate(em()):
+        Image.fromarray(section).save(pictures / f"{index}.png", compress_level=3)
+    return pictures
+
+
+def bare_sequence(path: Path, nothing: np.ndarray) -> None:
+    for file in path.iterdir():
+        bare_picture(file, nothing)
+
+
 def bare_stack(path: Path, _: np.ndarray) -> None:
     import tifffile
 
@@ -282,55 +352,75 @@ def bare_stack(path: Path, _: np.ndarray) -> None:
 
 def cases() -> list[Case]:
     whole = {"tissue": "none"}
-    return [
-        Case(
-            name="image, PNG 1024 grey", reader="image", write=write_png, bare=bare_picture,
-            repeats=20,
+    pictures = [
+        Case(name="image, PNG 1024 grey", reader="image", write=write_png, bare=bare_picture,
+             repeats=20, wanted=0.85),
+        *(
+            Case(name=f"image, {name} 1440 RGB", reader="image", write=write_picture(file, **how),
+                 bare=bare_picture, repeats=10, wanted=0.85)
+            for name, file, how in (
+                ("JPEG", "x.jpg", {"quality": 90}),
+                ("TIFF deflate", "x.tif", {"compression": "tiff_adobe_deflate"}),
+                ("TIFF LZW", "x.tif", {"compression": "tiff_lzw"}),
+                ("BMP", "x.bmp", {}),
+                ("WebP", "x.webp", {"quality": 90}),
+            )
         ),
-        Case(
-            name="image, JPEG 1440 squared", reader="image", write=write_jpeg, bare=bare_picture,
-            repeats=20,
-        ),
-        Case(
-            name="slide, tiles of 224 px as stored", reader="slide", write=write_slide,
-            bare=bare_openslide(1, 224), options={"tile_mpp": 0.5} | whole, repeats=2, wanted=2,
-        ),
-        Case(
-            name="slide, of 224 px at a finer level", reader="slide", write=write_slide,
-            bare=bare_openslide(0, 403), options={"tile_mpp": 0.45} | whole, wanted=2,
-        ),
-        Case(
-            name="slide, of 224 px, half overlapping", reader="slide", write=write_slide,
-            bare=bare_openslide(1, 224), options={"overlap_px": 112} | whole, wanted=2,
-        ),
-        Case(
-            name="slide, of 224 px, deflate", reader="slide",
-            write=lambda folder: write_slide(folder, "zlib"),
-            bare=bare_openslide(1, 224), options=whole, wanted=2,
-        ),
-        Case(
-            name="volume, 512 x 512 x 256 .nii.gz", reader="volume", write=write_gzip,
-            bare=bare_nifti, wanted=1.5,
-        ),
-        Case(
-            name="volume, 512 x 512 x 256 .nii", reader="volume", write=write_nifti,
-            bare=bare_nifti, wanted=0.85,
-        ),
-        Case(
-            name="volume, DICOM 512 x 512 x 64", reader="volume", write=write_dicom,
-            bare=bare_dicom,
-        ),
-        Case(
-            name="video, 720p, one frame a second", reader="video", write=write_video,
-            bare=bare_video(25), options={"fps": 1},
-        ),
-        Case(
-            name="video, 720p, every frame", reader="video", write=write_video,
-            bare=bare_video(1),
-        ),
-        Case(name="stack, HDF5 gzip", reader="stack", write=write_hdf5, bare=bare_hdf5),
-        Case(name="stack, TIFF deflate", reader="stack", write=write_stack, bare=bare_stack),
+        Case(name="image, DICOM 512 16-bit, beside pydicom", reader="image",
+             write=write_dicom_image, bare=bare_dicom, repeats=20),
     ]  # fmt: skip
+    slides = [
+        Case(name="slide, tiles of 224 px as stored", reader="slide", write=write_slide,
+             bare=bare_openslide(1, 224), options={"tile_mpp": 0.5} | whole, repeats=2, wanted=2),
+        Case(name="slide, of 224 px at a finer level", reader="slide", write=write_slide,
+             bare=bare_openslide(0, 403), options={"tile_mpp": 0.45} | whole, wanted=2),
+        Case(name="slide, of 224 px, half overlapping", reader="slide", write=write_slide,
+             bare=bare_openslide(1, 224), options={"overlap_px": 112} | whole, wanted=2),
+        Case(name="slide, of 224 px, deflate", reader="slide",
+             write=lambda folder: write_slide(folder, "zlib"),
+             bare=bare_openslide(1, 224), options=whole, wanted=2),
+    ]  # fmt: skip
+    volumes = [
+        Case(name="volume, .nii.gz", reader="volume", write=write_gzip, bare=bare_nifti(),
+             wanted=1.5),
+        Case(name="volume, .nii, beside nibabel's map", reader="volume", write=write_nifti,
+             bare=bare_nifti()),
+        Case(name="volume, .nii, beside nibabel's read", reader="volume", write=write_nifti,
+             bare=bare_nifti(mapped=False), wanted=0.85),
+        Case(name="volume, NRRD gzip, beside SimpleITK", reader="volume",
+             write=write_sitk("x.nrrd"), bare=bare_sitk, wanted=0.85),
+        Case(name="volume, MHA zlib, beside SimpleITK", reader="volume",
+             write=write_sitk("x.mha"), bare=bare_sitk, wanted=0.85),
+        Case(name="volume, DICOM series, beside SimpleITK", reader="volume", write=write_dicom,
+             bare=bare_sitk, wanted=0.85),
+        Case(name="volume, DICOM series, beside pydicom", reader="volume", write=write_dicom,
+             bare=bare_dicom),
+        Case(name="volume, DICOM multi-frame, beside pydicom", reader="volume",
+             write=write_multiframe, bare=bare_dicom),
+    ]  # fmt: skip
+    mp4, avi = write_video("x.mp4", "libx264"), write_video("x.avi", "mjpeg", "yuvj420p")
+    mkv = write_video("x.mkv", "libx264")
+    videos = [
+        Case(name="video, MP4 H.264 720p, one frame a second", reader="video", write=mp4,
+             bare=bare_video(25), options={"fps": 1}, wanted=0.85),
+        Case(name="video, AVI Motion JPEG 720p, one frame a second", reader="video", write=avi,
+             bare=bare_video(25), options={"fps": 1}, wanted=0.85),
+        Case(name="video, MKV H.264 720p, one frame a second", reader="video", write=mkv,
+             bare=bare_video(25), options={"fps": 1}, wanted=0.85),
+        Case(name="video, MP4 H.264 720p, every frame, exact colours", reader="video", write=mp4,
+             bare=bare_video(1)),
+        Case(name="video, MP4 H.264 720p, every frame, fast colours", reader="video", write=mp4,
+             bare=bare_video(1), options={"colours": "fast"}, wanted=0.85),
+    ]  # fmt: skip
+    stacks = [
+        Case(name="stack, HDF5 gzip", reader="stack", write=write_hdf5, bare=bare_hdf5,
+             wanted=0.85),
+        Case(name="stack, TIFF deflate", reader="stack", write=write_stack, bare=bare_stack,
+             wanted=0.85),
+        Case(name="stack, folder of PNG", reader="stack", write=write_sequence,
+             bare=bare_sequence, wanted=0.85),
+    ]  # fmt: skip
+    return [*pictures, *volumes, *slides, *videos, *stacks]
 
 
 def read_all(case: Case, path: Path) -> tuple[int, np.ndarray]:
@@ -414,13 +504,13 @@ def write_large_slide(folder: Path) -> Path:
     return path
 
 
-def memory_cases() -> list[tuple[Case, float]]:
-    """Cases with their limits, MB."""
+def memory_cases() -> list[tuple[Case, float | None]]:
+    """Cases with their limits, MB; every format is among them."""
     volume = Case(
         name="volume, 512 x 512 x 600 .nii.gz",
         reader="volume",
         write=lambda folder: write_gzip(folder, 600),
-        bare=bare_nifti,
+        bare=bare_nifti(),
     )
     slide = Case(
         name="slide, 100,000 px squared",
@@ -428,7 +518,10 @@ def memory_cases() -> list[tuple[Case, float]]:
         write=write_large_slide,
         bare=bare_openslide(0, 448),
     )
-    return [(volume, 1.6 * 512 * 512 * 600 * 2 / 1e6), (slide, 1000)]
+    limited = [(volume, 1.6 * 512 * 512 * 600 * 2 / 1e6), (slide, 1000.0)]
+    # One of each format: cases that differ in the decoder beside them are the same here.
+    formats = {case.name.partition(", beside")[0]: case for case in cases()}
+    return [*limited, *((case, None) for case in formats.values())]
 
 
 def resident_mb() -> tuple[float, float]:
@@ -445,33 +538,46 @@ def resident_mb() -> tuple[float, float]:
 
 
 def stream(name: str, path: Path) -> None:
-    """Read an item to its end, after another of its sort has loaded the libraries; print MB."""
+    """Read an item to its end, after its sort's libraries are loaded; print rows, s and MB."""
     case = next(case for case, _ in memory_cases() if case.name == name)
-    small = {"volume": lambda folder: write_gzip(folder, 4), "slide": small_slide}[case.reader]
-    with tempfile.TemporaryDirectory() as scratch:
-        read_all(case, small(Path(scratch)))
+    small = {"volume": lambda folder: write_gzip(folder, 4), "slide": small_slide}
+    if case.reader in small:
+        with tempfile.TemporaryDirectory() as scratch:
+            read_all(case, small[case.reader](Path(scratch)))
+    else:
+        load_libraries()
     before, _ = resident_mb()
     began = time.perf_counter()
-    n_rows, _ = read_all(case, path)
+    reader = make_reader(case.reader, case.options)
+    with reader.open(ItemFiles(path=path)) as item:
+        n_rows, decoded = item.n_rows, 0
+        for start in range(0, n_rows, BATCH):
+            rows = item.rows(start, min(start + BATCH, n_rows))
+            look(rows)
+            decoded += sum(row.nbytes for row in rows)
+            del rows
     took = time.perf_counter() - began
-    print(n_rows, took, resident_mb()[1] - before)
+    print(n_rows, took, resident_mb()[1] - before, decoded / 1e6)
+
+
+def load_libraries() -> None:
+    for name in ("av", "h5py", "imagecodecs", "pydicom", "tifffile"):
+        importlib.import_module(name)
 
 
 def small_slide(folder: Path) -> Path:
     return write_slide(folder, side=2560)
 
 
-def compare_memory(case: Case, limit: float) -> str:
+def compare_memory(case: Case, limit: float | None) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         path = case.write(Path(scratch))
-        size = path.stat().st_size / 1e6
         command = [sys.executable, __file__, "stream", case.name, str(path)]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    n_rows, took, peak = (float(part) for part in told.split())
-    return (
-        f"| {case.name} | {size:.0f} | {n_rows:.0f} | {n_rows / took:.1f} | {peak:.0f} "
-        f"| {limit:.0f} |"
-    )
+    n_rows, _, peak, decoded = (float(part) for part in told.split())
+    wanted = "" if limit is None else f"{limit:.0f}"
+    name = case.name.partition(", beside")[0]
+    return f"| {name} | {n_rows:.0f} | {decoded:.0f} | {peak:.0f} | {wanted} |"
 
 
 def main() -> None:
@@ -486,8 +592,8 @@ def main() -> None:
 
     print(f"{time.strftime('%Y-%m-%d')}, one core, {platform.machine()}, numpy {np.__version__}\n")
     if "--memory" in arguments:
-        print("| item | MB on disk | rows | rows/s | MB above the libraries | limit |")
-        print("|---|---|---|---|---|---|")
+        print("| item | rows | MB decoded | peak MB above the libraries | limit |")
+        print("|---|---|---|---|---|")
         for case, limit in memory_cases():
             if chosen(case):
                 print(compare_memory(case, limit), flush=True)

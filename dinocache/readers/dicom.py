@@ -28,9 +28,10 @@ from dinocache.readers.dicom_frames import (
     StoredFrames,
     data_of,
 )
+from dinocache.readers.pictures import printable
 from dinocache.readers.raw import translated
 
-__all__ = ["DicomImage", "is_dicom", "quiet"]
+__all__ = ["DicomImage", "is_dicom", "purpose_of", "quiet"]
 
 _MAX_PIXELS = 1 << 31
 _MAX_FRAMES = 1 << 17
@@ -41,6 +42,13 @@ _PIXELS: dict[int, np.dtype[Any] | None] = {
     0x7FE00010: None,
 }
 """Float Pixel Data, Double Float Pixel Data, Pixel Data."""
+_IMAGES = (
+    "Image Storage", "RT Dose Storage", "Segmentation Storage", "Parametric Map Storage",
+    "Topography Map Storage", "Thickness Map Storage", "Volume Analysis Storage",
+    "US Volume Storage", "AIT Storage",
+)  # fmt: skip
+"""What the names of SOP classes contain that hold pixels."""
+_NO_IMAGES = ("Surface Segmentation Storage",)
 _LONG_LENGTH = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
 _UNDEFINED = 0xFFFFFFFF
 
@@ -106,6 +114,58 @@ def _starts_like_a_data_set(start: bytes) -> bool:
     return start[:2] in (b"\0\2", b"\0\10") and start[4:6].isalpha() and start[4:6].isupper()
 
 
+def _is_behind_group_2(tag: Any, vr: str | None, length: int) -> bool:  # noqa: ANN401 - a tag
+    return int(tag) >> 16 != 2
+
+
+def purpose_of(path: Path) -> tuple[str | None, bool]:
+    """Find out of a file that is no readable image what it was to be.
+
+    Args:
+        path: A DICOM file.
+
+    Returns:
+        Its SeriesInstanceUID, None where it cannot be read, and whether files of its sort (plans,
+        structures, reports, DICOMDIR) hold no pixels.
+    """
+    from pydicom.filereader import read_dataset, read_partial
+
+    series, uid = None, None
+    tags: list[Any] = [0x00080016, 0x0020000E]
+    with (
+        contextlib.suppress(ItemError),
+        translated("cannot be read"),
+        quiet(),
+        BoundedFile(path) as file,
+    ):
+        if file.read(132)[128:] == b"DICM":
+            meta = read_dataset(file, False, True, stop_when=_is_behind_group_2)
+            uid = meta.get("MediaStorageSOPClassUID")
+            if str(meta.get("TransferSyntaxUID", "")) == DEFLATED:
+                return None, _is_without_pixels(uid)
+        file.seek(0)
+        header = read_partial(file, stop_when=_is_behind_series, force=True, specific_tags=tags)
+        uid = header.get("SOPClassUID") or uid
+        series = str(header.get("SeriesInstanceUID") or "") or None
+    return series, _is_without_pixels(uid)
+
+
+def _is_behind_series(tag: Any, vr: str | None, length: int) -> bool:  # noqa: ANN401 - a tag
+    return int(tag) > 0x0020000E
+
+
+def _is_without_pixels(uid: Any) -> bool:  # noqa: ANN401 - a UID, or None
+    """Say whether an SOP class is one of DICOM's own, and not of images."""
+    from pydicom.uid import UID
+
+    with quiet():
+        known = UID(str(uid or ""))
+    name = known.name
+    if known.type not in ("SOP Class", "Meta SOP Class") or name == str(known):
+        return False
+    return name.startswith(_NO_IMAGES) or not any(part in name for part in _IMAGES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Rescale:
     """Stored values to modality units: a line, or a table.
@@ -162,7 +222,7 @@ class DicomImage:
 
     def _read_header(self) -> None:
         from pydicom.datadict import tag_for_keyword
-        from pydicom.filereader import _read_file_meta_info, read_dataset, read_partial
+        from pydicom.filereader import read_dataset, read_partial
 
         tags = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
         element: tuple[int, str | None, int] | None = None
@@ -176,7 +236,8 @@ class DicomImage:
         meta: Any = {}
         with BoundedFile(self._path) as whole:
             if whole.read(132)[128:] == b"DICM":
-                meta = _read_file_meta_info(whole)
+                # Group 2 is explicit and little endian, whatever follows it (PS3.10 7.1).
+                meta = read_dataset(whole, False, True, stop_when=_is_behind_group_2)
         deflated_from = None
         if str(meta.get("TransferSyntaxUID", "")) == DEFLATED:
             deflated_from = 144 + int(meta["FileMetaInformationGroupLength"].value)
@@ -196,7 +257,12 @@ class DicomImage:
             place = file.tell()
             held = file.seek(0, 2)
         if element is None:
-            raise ItemError(f"holds no pixels ({self._sort_of_object(meta)})")
+            uid = self.dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
+            # A name is known of DICOM's own classes.
+            name = printable(str(getattr(uid, "name", None) or ""))[:80]
+            name = name or "and does not say what it is"
+            cut = "" if _is_without_pixels(uid) else "; it was cut short, or they were taken away"
+            raise ItemError(f"holds no pixels ({name}){cut}")
         tag, vr, length = element
         start = place + 8 + (4 if not implicit and vr in _LONG_LENGTH else 0)
         self._little, self._floats = little, _PIXELS[tag]
@@ -227,11 +293,6 @@ class DicomImage:
             )
         )
 
-    def _sort_of_object(self, meta: Any) -> str:  # noqa: ANN401 - a data set, or {}
-        uid = self.dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
-        name = getattr(uid, "name", None)
-        return str(name) if name else "and does not say what it is"
-
     def _describe(self) -> None:
         """Read what is said of the frames, and refuse what cannot be."""
         self.rows, self.columns = self._whole("Rows"), self._whole("Columns")
@@ -245,7 +306,7 @@ class DicomImage:
         self._signed = bool(self._whole("PixelRepresentation", default=0)) and self._allocated > 1
         self._planar = bool(self._whole("PlanarConfiguration", default=0))
         photometric = self.dataset.get("PhotometricInterpretation") or "MONOCHROME2"
-        self.photometric = str(photometric).strip().upper()
+        self.photometric = printable(str(photometric).strip().upper())[:40]
         self._check_claims()
 
     def _understand(self) -> None:
@@ -356,17 +417,24 @@ class DicomImage:
         tables = self.dataset.get("ModalityLUTSequence")
         if tables:
             first, table = self._table(tables[0])
+            if table.min() == table.max():
+                raise ItemError(
+                    f"its lookup table (ModalityLUTSequence) makes {table[0]:g} of every pixel"
+                )
             return _Rescale(first=first, table=table)
         holder = self._groups(frame, "PixelValueTransformationSequence") or self.dataset
-        slope, intercept = holder.get("RescaleSlope"), holder.get("RescaleIntercept")
+        keyword, slope = "RescaleSlope", holder.get("RescaleSlope")
+        intercept = holder.get("RescaleIntercept")
         if slope is None:
-            slope = self.dataset.get("DoseGridScaling")
+            keyword, slope = "DoseGridScaling", self.dataset.get("DoseGridScaling")
         found = _Rescale(
             slope=1.0 if slope in (None, "") else float(slope),
             intercept=0.0 if intercept in (None, "") else float(intercept),
         )
         if not (np.isfinite(found.slope) and np.isfinite(found.intercept)):
             raise ItemError(f"its header rescales by {slope} and {intercept}")
+        if found.slope == 0:
+            raise ItemError(f"its {keyword} is 0, which makes {found.intercept:g} of every pixel")
         return found
 
     def _table(self, item: Any) -> tuple[int, npt.NDArray[np.float64]]:  # noqa: ANN401

@@ -65,7 +65,7 @@ class Sections:
     Attributes:
         shape: (1, Y, X) of a section.
         dtype: Of what `rows` gives.
-        value_range: None: that of the type.
+        value_range: Of truth values 0 and 1; else None, that of the type.
         spacing_mm: (z, y, x), if the file says it.
         notes: None yet.
     """
@@ -86,6 +86,8 @@ class Sections:
                 _check(found)
                 self._layout = _layout(found, size, labels=labels)
                 self.spacing_mm = _spacing(found, file)
+                if found.dtype.kind == "b":
+                    self.value_range = 0.0, 1.0
             self._file = path.open("rb")
         n_rows, height, width = self._layout.shape
         self._n_rows = n_rows
@@ -176,13 +178,12 @@ class Sections:
         Raises:
             ItemError: If it is damaged, or holds no whole numbers.
         """
-        if self._stored.kind not in "iub":
+        if self._stored.kind not in "iu":
             raise ItemError(f"a mask holds whole numbers; this one {self._stored.name}")
         if math.prod(self._layout.shape) * self._stored.itemsize > _MAX_LABELS:
             raise ItemError(f"{self._layout.shape} labels of {self._stored.name} are too many")
         with translated("cannot be decoded"):
-            whole = self._read(0, self._n_rows)
-        return np.asarray(whole.astype(np.uint8) if self._stored.kind == "b" else whole)[None]
+            return self._read(0, self._n_rows)[None]
 
     def close(self) -> None:
         """Close the file."""
@@ -233,7 +234,9 @@ class _Layout:
 def _layout(found: Any, size: int, *, labels: bool) -> _Layout:  # noqa: ANN401 - h5py comes late
     """Look up where values lie, and hold it against the file."""
     shape, chunks = tuple(found.shape), found.chunks
-    plain = {"shape": shape, "stored": found.dtype, "filters": ()}
+    # Truth values are kept as they are stored, a byte each.
+    kept = np.dtype(np.uint8) if found.dtype.kind == "b" else found.dtype
+    plain: dict[str, Any] = {"shape": shape, "stored": kept, "filters": ()}
     if chunks is None:
         # One section each, so that sections can be read alone.
         offset, section = found.id.get_offset(), math.prod(shape[1:]) * found.dtype.itemsize
@@ -319,8 +322,7 @@ def _unfiltered(data: bytes, which: int, layout: _Layout) -> bytes:
 def _given(stored: np.dtype[Any]) -> np.dtype[Any]:
     if stored in (np.uint8, np.int16, np.uint16):
         return stored
-    small = {"b1": np.uint8, "i1": np.int16}.get(stored.str[1:])
-    return np.dtype(small or np.float32)
+    return np.dtype(np.int16 if stored == np.int8 else np.float32)
 
 
 def is_hdf5(file: BinaryIO) -> bool:
@@ -410,12 +412,16 @@ def _only(file: Any, *, labels: bool) -> Any:  # noqa: ANN401 - h5py is imported
 
 def _check(found: Any) -> None:  # noqa: ANN401 - as above
     """Refuse what is no stack of numbers in this file."""
+    import h5py
+
     name, shape, dtype = found.name, found.shape, found.dtype
     if shape is None or len(shape) != 3 or min(shape) < 1:
         raise ItemError(f"{name} has shape {shape}; (sections, y, x) was expected")
     if dtype.kind not in "iufb" or dtype.itemsize > 8:
         raise ItemError(f"{name} holds {dtype}; numbers were expected")
     stored = found.id.get_type()
+    while isinstance(stored, h5py.h5t.TypeEnumID):  # h5py's truth values, and numbers with names
+        stored = stored.get_super()
     if stored.get_size() != dtype.itemsize or stored.get_precision() != 8 * dtype.itemsize:
         raise ItemError(f"{name} holds numbers of {stored.get_precision()} bits; 8, 16, 32 or 64")
     if found.is_virtual:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dinocache.errors import ItemError
 from dinocache.geometry import Matrix
@@ -25,6 +26,10 @@ _UNIT_MM = {1: 1e3, 2: 1.0, 3: 1e-3}
 """NIfTI's spatial units: metre, millimetre, micrometre."""
 _RAS_TO_LPS = np.diag([-1.0, -1, 1, 1])
 _HEAD = 544
+_SIZE_TOLERANCE = 0.01
+"""Of a voxel's side: what the affine and pixdim may differ by."""
+_SCANNER = 1
+"""Code of a transform to the scanner's own coordinates."""
 _CIFTI_INTENTS = range(3000, 3100)
 
 
@@ -57,8 +62,9 @@ def read_nifti(path: Path) -> VoxelFile:
 
     The affine is nibabel's choice: the sform, else the qform, else one made of voxel sizes alone.
     Its unit is brought to mm, as ITK does and nibabel does not. Where the sform's voxels are not of
-    the size that pixdim says, pixdim's holds, as in ITK: the files of ACDC have 1 x 1 x 1 mm in
-    their sform and the true size in pixdim.
+    the size that pixdim says, pixdim's holds, and as in ITK (5.4, as SimpleITK 2.5 has it) the rest
+    is the qform's if there is one, unless the sform is a scanner's (code 1) and not sheared. The
+    files of ACDC have no qform, 1 x 1 x 1 mm in their sform and the true size in pixdim.
 
     Args:
         path: The file, or either file of a pair.
@@ -171,9 +177,39 @@ def _affine(header: Any) -> tuple[Matrix, tuple[str, ...]]:  # noqa: ANN401 - ni
         notes = ("it does not say how it lies in the patient; nibabel's default is taken",)
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     voxel = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
-    if np.isfinite(voxel).all() and voxel.min() > 0 and (abs(voxel / sides - 1) > 0.01).any():
-        affine[:3, :3] *= voxel / sides
-        notes += (
-            f"its sform makes voxels of {sizes(sides)}, its pixdim of {sizes(voxel)}; pixdim holds",
-        )
+    if (
+        np.isfinite(voxel).all()
+        and voxel.min() > 0
+        and (abs(voxel / sides - 1) > _SIZE_TOLERANCE).any()
+    ):
+        said = f"its sform makes voxels of {sizes(sides)}, its pixdim of {sizes(voxel)}"
+        qform = _qform(header, voxel)
+        if qform is not None and not (
+            int(header["sform_code"]) == _SCANNER and _is_upright(affine)
+        ):
+            affine = qform
+            notes += (f"{said}; its qform holds",)
+        else:
+            affine[:3, :3] *= voxel / sides
+            notes += (f"{said}; pixdim holds",)
     return checked_affine(scale @ affine), notes
+
+
+def _qform(header: Any, voxel: npt.NDArray[np.float64]) -> Matrix | None:  # noqa: ANN401 - nibabel's
+    """Give the qform in LPS; None where there is none, or its voxels are not those of pixdim."""
+    if not int(header["qform_code"]):
+        return None
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        affine = checked_affine(_RAS_TO_LPS @ header.get_qform())
+    except (ValueError, HeaderDataError, ItemError):  # of a quaternion or sizes that are none
+        return None
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    return affine if (abs(voxel / sides - 1) <= _SIZE_TOLERANCE).all() else None
+
+
+def _is_upright(affine: Matrix) -> bool:
+    """Say whether an affine's axes are at right angles."""
+    sides = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.allclose(sides.T @ sides, np.eye(3), atol=1e-3))

@@ -50,8 +50,37 @@ _ALMOST = 1.01
 """Levels that are called 2x or 0.5 um/px are so to three digits, mostly."""
 
 
+class _Readers:
+    """Counts who reads, so that a close waits for them: OpenSlide crashes where it does not."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._reading = 0
+        self._closed = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        with self._changed:
+            if self._closed:
+                raise ItemError("the slide was closed before it was read")
+            self._reading += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reading -= 1
+                self._changed.notify_all()
+
+    def stop(self) -> bool:
+        """Let nobody begin, and wait for those who read; False where that was done before."""
+        with self._changed:
+            first, self._closed = not self._closed, True
+            self._changed.wait_for(lambda: not self._reading)
+        return first
+
+
 class Pyramid(ABC):
-    """An open slide. Threads may share it.
+    """An open slide. Threads may share it; what is read while it is closed is read to its end.
 
     Attributes:
         sizes: (width, height) of each level, px, the finest first.
@@ -65,7 +94,9 @@ class Pyramid(ABC):
     um_per_px: tuple[float, float] | None = None
     held_bytes: int = 0
 
-    @abstractmethod
+    def __init__(self) -> None:
+        self._readers = _Readers()
+
     def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """Decode a rectangle.
 
@@ -80,8 +111,14 @@ class Pyramid(ABC):
             (height, width, 3); white where nothing was scanned.
 
         Raises:
-            ItemError: If the file is damaged.
+            ItemError: If the file is damaged, or was closed.
         """
+        with self._readers.reading():
+            return self._region(level, x, y, width, height)
+
+    @abstractmethod
+    def _region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        """Decode a rectangle of a file that stays open meanwhile."""
 
     def overview(self, downsample: float) -> Pixels:
         """Make the whole slide small, each px the mean of what it covers.
@@ -95,8 +132,12 @@ class Pyramid(ABC):
             (Y, X, 3), level 0 by `downsample`, rounded up.
 
         Raises:
-            ItemError: If the file is damaged, or has no level small enough.
+            ItemError: If the file is damaged, has no level small enough, or was closed.
         """
+        with self._readers.reading():
+            return self._overview(downsample)
+
+    def _overview(self, downsample: float) -> Pixels:
         level = self.level_for(downsample)
         width, height = self.sizes[level]
         if width * height > _MAX_OVERVIEW_PX:
@@ -106,7 +147,7 @@ class Pyramid(ABC):
             )
 
         def band(top: int, bottom: int) -> Pixels:
-            return self.region(level, 0, top, width, bottom - top)
+            return self._region(level, 0, top, width, bottom - top)
 
         return _reduce(
             band, (width, height), self._small(downsample), downsample / self.downsamples[level]
@@ -117,9 +158,14 @@ class Pyramid(ABC):
         fine = [i for i, d in enumerate(self.downsamples) if d <= downsample * _ALMOST]
         return max(fine, key=lambda i: self.downsamples[i], default=0)
 
-    @abstractmethod
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, once those who read it have finished."""
+        if self._readers.stop():
+            self._close()
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close a file that nobody reads."""
 
     def __enter__(self) -> Self:
         return self
@@ -174,6 +220,7 @@ def open_pyramid(path: Path) -> Pyramid:
 
 class _OpenSlidePyramid(Pyramid):
     def __init__(self, path: Path, pages: list[TiffPage]) -> None:
+        super().__init__()
         self._path = path
         with _openslide_errors(path):
             import openslide
@@ -211,7 +258,7 @@ class _OpenSlidePyramid(Pyramid):
             found.append(None if sparse else same[0])
         return found
 
-    def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+    def _region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         page = self._page_of[level]
         if page is not None and self._tiles is not None:
             return self._tiles.region(page, x, y, width, height)
@@ -222,7 +269,7 @@ class _OpenSlidePyramid(Pyramid):
             )
         return _on_white(found)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._tiles is not None:
             self._tiles.close()
         self._slide.close()
@@ -232,6 +279,7 @@ class _TiffPyramid(Pyramid):
     """A TIFF file that OpenSlide does not open: strips, or a compression that it lacks."""
 
     def __init__(self, path: Path, pages: list[TiffPage]) -> None:
+        super().__init__()
         first = pages[0] if pages else None
         if first is None:
             raise ItemError("it is a TIFF file without a picture")
@@ -246,10 +294,10 @@ class _TiffPyramid(Pyramid):
         self.um_per_px = first.um_per_px
         self._tiles = TiffTiles(path, levels)
 
-    def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+    def _region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         return self._tiles.region(level, x, y, width, height)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._tiles.close()
 
 
@@ -261,6 +309,7 @@ class _Picture(Pyramid):
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
         self._lock = threading.Lock()
         self._whole: Any = None
@@ -279,12 +328,12 @@ class _Picture(Pyramid):
         self.downsamples = (1.0,)
         self.held_bytes = 4 * size[0] * size[1]
 
-    def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+    def _region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         return np.asarray(self._decoded().crop((x, y, x + width, y + height)))
 
-    def overview(self, downsample: float) -> Pixels:
+    def _overview(self, downsample: float) -> Pixels:
         if not self._shrinks:
-            return super().overview(downsample)
+            return super()._overview(downsample)
         width, height = self.sizes[0]
         with self._opened() as image:
             wanted = int(width / downsample), int(height / downsample)
@@ -299,7 +348,7 @@ class _Picture(Pyramid):
 
         return _reduce(band, shrunk.size, self._small(downsample), downsample / scale)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._whole = None
 
     def _decoded(self) -> Any:  # noqa: ANN401 - Pillow is imported late

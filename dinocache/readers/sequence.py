@@ -14,7 +14,10 @@ from dinocache.readers.raw import translated
 
 __all__ = ["Sequence", "natural"]
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+_SUFFIXES = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
+    ".webp": "WebP",
+}  # fmt: skip
 
 
 def natural(name: str) -> tuple[tuple[str, int], ...]:
@@ -36,7 +39,8 @@ def natural(name: str) -> tuple[tuple[str, int], ...]:
 class Sequence:
     """The pictures of a folder in natural order, all of one size and type.
 
-    Files of other suffixes than a picture's, and hidden ones, are passed over.
+    Files of other suffixes than a picture's, and hidden ones, are passed over. Several kinds of
+    pictures are refused: a converter that leaves its source there makes two of each.
 
     Attributes:
         shape: (C, Y, X) of a picture, without alpha.
@@ -57,6 +61,7 @@ class Sequence:
         if not paths:
             raise ItemError("a folder without a picture: " + ", ".join(sorted(_SUFFIXES)))
         paths.sort(key=lambda path: (natural(path.name), path.name))
+        _check_one_kind(paths)
         self._pictures = [_only(path) for path in paths]
         first = self._pictures[0]
         for picture in self._pictures:
@@ -111,6 +116,18 @@ class Sequence:
                 raise ItemError(f"{printable(picture.path.name)}: {exc}") from exc
         whole: npt.NDArray[np.integer[Any]] = np.stack(found)[None]
         return whole
+
+
+def _check_one_kind(paths: list[Path]) -> None:
+    first: dict[str, str] = {}
+    for path in paths:
+        first.setdefault(_SUFFIXES[path.suffix.lower()], printable(path.name))
+    if len(first) > 1:
+        (one, name), (other, another) = list(first.items())[:2]
+        raise ItemError(
+            f"a folder of pictures of several kinds, {one} ({name}) and {other} ({another}); keep "
+            "one kind in it"
+        )
 
 
 def _only(path: Path) -> Picture:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from dinocache.errors import ItemError
 from dinocache.geometry import Matrix
 from dinocache.readers.contract import Labels
-from dinocache.readers.dicom import DicomImage, is_dicom, quiet
+from dinocache.readers.dicom import DicomImage, is_dicom, purpose_of, quiet
+from dinocache.readers.pictures import printable
 from dinocache.readers.raw import smallest_integers, translated
 from dinocache.readers.voxels import VoxelFile, checked_affine
 
@@ -21,6 +22,7 @@ Gaps = Literal["refuse", "keep"]
 
 _MAX_FILES = 20_000
 _MAX_BYTES = 8 << 30
+_SUFFIXES = (".dcm", ".dicom", ".ima")
 _STEP_TOLERANCE = 0.01
 """Of the distance of slices: what two of them may differ by."""
 _STEP_TOLERANCE_MM = 0.01
@@ -76,7 +78,7 @@ def read_series(path: Path, *, gaps: Gaps) -> VoxelFile:
         value_range=(min(low for low, _ in ranges), max(high for _, high in ranges))
         if len(ranges) == len(images)
         else None,
-        file_window=images[0].file_window,
+        file_window=slices[order[0]].image.file_window,
     )
 
 
@@ -96,8 +98,7 @@ def _of_folder(folder: Path) -> list[DicomImage]:
             f"the folder holds {len(series)} series ({named}{more}); name one of its files as the "
             "path"
         )
-    if refusals:
-        raise ItemError(f"{len(refusals)} of its DICOM files cannot be read: {refusals[0]}")
+    _check_whole(refusals)
     return images
 
 
@@ -105,30 +106,67 @@ def _of_file(path: Path) -> list[DicomImage]:
     image = DicomImage(path)
     if image.frames > 1 or not _series_of(image):
         return [image]
-    found, _ = _images(path.parent, series=_series_of(image))
+    found, refusals = _images(path.parent, series=_series_of(image))
+    # What cannot be read may be one of its slices; at an end of it no gap would tell.
+    _check_whole(refusals)
     return [other for other in found if other.frames == 1]
+
+
+def _check_whole(refusals: list[str]) -> None:
+    if refusals:
+        raise ItemError(
+            f"{len(refusals)} of its DICOM files cannot be read: {refusals[0]}; mend that file, or "
+            "take it away"
+        )
 
 
 def _images(folder: Path, series: str | None = None) -> tuple[list[DicomImage], list[str]]:
     """Read the headers of a folder's images: (images, what is wrong with the others)."""
     with translated("the folder cannot be read"):
-        paths = sorted(path for path in folder.iterdir() if path.is_file())
+        paths = sorted(path for path in folder.iterdir() if not path.is_dir())
     if len(paths) > _MAX_FILES:
         raise ItemError(f"the folder holds {len(paths)} files; at most {_MAX_FILES} are looked at")
     images, refusals = [], []
     for path in paths:
-        if not is_dicom(path):
-            continue
         try:
+            if not _is_to_be_read(path):
+                continue
             image = DicomImage(path)
         except ItemError as exc:
             # Plans, structures and DICOMDIR lie beside many series; a damaged slice must not hide.
-            if not str(exc).startswith("holds no pixels"):
-                refusals.append(f"{path.name[:60]}: {exc}")
+            of_series, without_pixels = purpose_of(path)
+            if not without_pixels and series in (None, of_series or series):
+                refusals.append(f"{printable(path.name[:60])}: {exc}")
             continue
         if series is None or _series_of(image) == series:
             images.append(image)
     return images, refusals
+
+
+def _is_to_be_read(path: Path) -> bool:
+    """Tell DICOM from what else lies in a folder: texts, pictures, hidden files.
+
+    Raises:
+        ItemError: If it is named as a slice may be, and cannot be one.
+    """
+    named = path.suffix.lower() in _SUFFIXES
+    # Names that are UIDs, or end in a number, have no suffix either.
+    may_be = named or not path.suffix or path.suffix[1:].isdecimal()
+    if path.name.startswith(".") or not may_be:
+        return path.is_file() and is_dicom(path)
+    if path.exists() and not path.is_file():
+        return False
+    if is_dicom(path):
+        return True
+    with translated("cannot be read"), path.open("rb") as file:
+        start = file.read(132)
+    if not start:
+        raise ItemError("the file is empty")
+    if not start.strip(b"\0"):
+        raise ItemError("it begins as DICOM does, with zeros, and nothing of DICOM follows")
+    if named:
+        raise ItemError("it is named as DICOM, and is not DICOM")
+    return False
 
 
 def _series_of(image: DicomImage) -> str:
@@ -139,7 +177,7 @@ def _describe(images: list[DicomImage], uid: str) -> str:
     of_it = [image for image in images if _series_of(image) == uid]
     words = [of_it[0].value(name) for name in ("Modality", "SeriesNumber", "SeriesDescription")]
     name = " ".join(" ".join(str(word) for word in words if word not in (None, "")).split())
-    return f"{name[:40] or uid}: {len(of_it)} files"
+    return f"{printable(name[:40] or uid[:64])}: {len(of_it)} files"
 
 
 def _check_alike(images: list[DicomImage]) -> None:

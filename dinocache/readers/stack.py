@@ -50,7 +50,7 @@ class StackOptions(ReaderOptions):
     def model_post_init(self, context: object, /) -> None:
         """Refuse a spacing that is none."""
         if self.spacing_nm is not None and min(self.spacing_nm) <= 0:
-            raise ValueError("spacing_nm must be above 0")
+            raise ValueError("each of the three values of spacing_nm must be above 0")
 
 
 class StackReader(Reader[StackOptions]):
@@ -201,7 +201,7 @@ def _tiff(path: Path) -> _Pictures:
     if first.tiff and described.startswith("ImageJ="):
         spacing = _imagej_spacing(first.tiff.resolution, described)
     elif "<OME" in described:
-        spacing = _ome_spacing(described)
+        spacing = _ome_spacing(described, pages)
     else:
         spacing = None
     return _Pictures(pages, spacing)
@@ -220,12 +220,17 @@ def _imagej_spacing(resolution: tuple[float, float], described: str) -> Spacing 
     return _spacing((deep * scale, scale / down, scale / across))
 
 
-def _ome_spacing(described: str) -> Spacing | None:
+def _ome_spacing(described: str, pages: list[Picture]) -> Spacing | None:
     pixels = re.search(r"<(?:\w+:)?Pixels\b([^>]*)>", described)
     given = dict(re.findall(r"(\w+)\s*=\s*\"([^\"]*)\"", pixels[1])) if pixels else {}
-    for axis in ("SizeC", "SizeT"):
-        if given.get(axis, "1") not in ("1", "3" if axis == "SizeC" else "1"):
+    # Red, green and blue are one plane's; channels in planes of their own are not sections.
+    channels = pages[0].tiff.samples if pages[0].tiff else 1
+    for axis, known in (("SizeC", ("1", str(channels))), ("SizeT", ("1",))):
+        if given.get(axis, "1") not in known:
             raise ItemError(f"an OME TIFF of {axis} {given[axis]}; 1 is read")
+    sections = given.get("SizeZ", str(len(pages)))
+    if sections != str(len(pages)):
+        raise ItemError(f"an OME TIFF of SizeZ {sections} in {len(pages)} pages; one each is read")
     found = []
     for axis in "ZYX":
         size = _number(given.get(f"PhysicalSize{axis}", ""))

@@ -1,6 +1,8 @@
 """Volumes: NIfTI, DICOM series, NRRD, MetaImage. One row a slice."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,11 +79,11 @@ class VolumeOptions(ReaderOptions):
     @model_validator(mode="after")
     def _agree(self) -> "VolumeOptions":
         if self.crop in ("centre", "mask") and self.crop_size is None:
-            raise ValueError(f"crop={self.crop} needs a crop_size")
+            raise ValueError(f"crop={self.crop} needs a crop_size, (x, y, z) in voxels")
         if self.crop == "none" and self.crop_size is not None:
-            raise ValueError("crop_size needs a crop: centre, foreground or mask")
+            raise ValueError("crop_size needs a crop to be the size of: centre, foreground or mask")
         if self.pick is not None and (not self.pick or len(set(self.pick)) < len(self.pick)):
-            raise ValueError("pick names volumes, each once")
+            raise ValueError("pick must name at least one volume, and each once")
         return self
 
 
@@ -261,15 +263,16 @@ class _OpenVolume(OpenItem):
         path = self._files.centre or self._files.mask
         if path is None:
             raise ItemError("crop=mask needs a label map, in the column crop_mask or mask")
-        labels, placed = self._labels_of(path)
-        sums, total = np.zeros(3), 0
-        for volume in labels:
-            for k, plane in enumerate(volume[0]):
-                lines, columns = np.nonzero(plane > 0)
-                sums += (columns.sum(), lines.sum(), k * len(lines))
-                total += len(lines)
-        if not total:
-            raise ItemError("its label map is empty, so there is no centre to crop around")
+        with _of_column("crop_mask" if self._files.centre else "mask"):
+            labels, placed = self._labels_of(path)
+            sums, total = np.zeros(3), 0
+            for volume in labels:
+                for k, plane in enumerate(volume[0]):
+                    lines, columns = np.nonzero(plane > 0)
+                    sums += (columns.sum(), lines.sum(), k * len(lines))
+                    total += len(lines)
+            if not total:
+                raise ItemError("the label map is empty, so there is no centre to crop around")
         middle = np.linalg.inv(matrix) @ placed @ [*(sums / total), 1]
         return np.asarray(middle[:3] + 0.5)
 
@@ -280,12 +283,19 @@ class _OpenVolume(OpenItem):
         z, y, x = like.shape
         affine = self._source.affine
         if like.affine is None or affine is None:
-            if like.affine is None and affine is None and self._oriented_shape == (x, y, z):
-                return self._oriented, (x, y, z)
-            raise ItemError(
-                "channels on different grids, of which one does not say where it lies, cannot be "
-                "brought together"
-            )
+            if like.affine is not None or affine is not None:
+                raise ItemError(
+                    "of the item's first channel and this one only one says where it lies, so they "
+                    "cannot be brought together"
+                )
+            # Voxel by voxel: what was turned and cut of the first channel's file is so of this one.
+            first, own = like.source_shape or (x, y, z), self._source.voxels.shape
+            if first != own:
+                raise ItemError(
+                    f"it has {own} voxels, the item's first channel {first}, and neither says "
+                    "where it lies, so they cannot be brought together"
+                )
+            return like.row_to_source(), (x, y, z)
         matrix = np.linalg.inv(affine) @ like.affine
         return _snapped(matrix, (x, y, z), affine), (x, y, z)
 
@@ -344,7 +354,12 @@ class _OpenVolume(OpenItem):
     def mask(self) -> Labels:
         if self._files.mask is None:
             raise ItemError("it has no mask")
-        labels, placed = self._labels_of(self._files.mask)
+        with _of_column("mask"):
+            return self._mask_of(self._files.mask)
+
+    def _mask_of(self, path: Path) -> Labels:
+        """Lay a label map under the rows."""
+        labels, placed = self._labels_of(path)
         whole = np.linalg.inv(placed) @ self._matrix
         # Both grids are the same but for flips and the order of axes.
         whole[:3, :3][np.abs(whole[:3, :3]) < 1e-9] = 0
@@ -358,7 +373,7 @@ class _OpenVolume(OpenItem):
         if len(sampled) == 1:
             return np.tile(sampled, (1, volumes, 1, 1)) if volumes > 1 else sampled
         if volumes > 1:
-            raise ItemError(f"its mask has {len(sampled)} volumes, it has {of_file}")
+            raise ItemError(f"it has {len(sampled)} volumes, the image {of_file}")
         # Classes that may overlap, a volume each.
         return sampled
 
@@ -370,32 +385,40 @@ class _OpenVolume(OpenItem):
         source = _read(path, self._settings.gaps)
         voxels = source.voxels
         if voxels.channels != 1:
-            raise ItemError("its mask has colours; a label map has one number a voxel")
+            raise ItemError("it has colours; a label map has one number a voxel")
         turn, shape = orientation(source.affine, voxels.shape, self._settings.axis)
         if source.affine is None or self._source.affine is None:
             # Nothing says that either is turned: voxel by voxel.
             if voxels.shape != self._source.voxels.shape:
                 raise ItemError(
-                    f"its mask has {voxels.shape} voxels, it has {self._source.voxels.shape}"
+                    f"it has {voxels.shape} voxels, the image {self._source.voxels.shape}"
                 )
             return voxels.labels(range(voxels.volumes)), np.eye(4)
         if shape != self._oriented_shape:
             raise ItemError(
-                f"its mask lies on another grid: {shape} voxels, it has {self._oriented_shape}"
+                f"it lies on another grid: {shape} voxels, the image has {self._oriented_shape}"
             )
         apart = same_place(
             source.affine @ turn, self._source.affine @ self._oriented, self._oriented_shape
         )
         if not apart <= _SAME_MM:
             raise ItemError(
-                f"its mask lies on another grid: up to {apart:.3g} mm away; resample it to the "
-                "image"
+                f"it lies on another grid: up to {apart:.3g} mm away; resample it to the image"
             )
         placed = np.rint(self._oriented @ np.linalg.inv(turn))
         return voxels.labels(range(voxels.volumes)), placed
 
     def close(self) -> None:
         self._decoded = None
+
+
+@contextmanager
+def _of_column(name: str) -> Iterator[None]:
+    """Say in errors which of the item's files they are about."""
+    try:
+        yield
+    except ItemError as exc:
+        raise ItemError(f"its {name}: {exc}") from exc
 
 
 def _own_shape(volume: npt.NDArray[Any]) -> Triple:

@@ -211,6 +211,34 @@ def test_lookup_tables(tmp_path: Path) -> None:
     assert image.file_window == (50, 53)
 
 
+def test_rescaling_that_leaves_one_value_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    write_dicom(path, ramp("int16"), RescaleSlope="0", RescaleIntercept="-7")
+    with pytest.raises(ItemError, match=r"^its RescaleSlope is 0, which makes -7 of every pixel$"):
+        DicomImage(path)
+    write_dicom(path, ramp("uint16"), DoseGridScaling="0.0")
+    with pytest.raises(ItemError, match=r"^its DoseGridScaling is 0, which makes 0 of every"):
+        DicomImage(path)
+    write_dicom(path, ramp("uint8"), ModalityLUTSequence=Sequence([lookup(0, [31, 31, 31])]))
+    with pytest.raises(ItemError, match=r"\(ModalityLUTSequence\) makes 31 of every pixel$"):
+        DicomImage(path)
+
+
+def test_what_a_damaged_header_says_stays_in_one_line(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", ramp("uint8"))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"MONOCHROME2", b"MONO\nHROME2"))
+    with pytest.raises(ItemError, match=r"^its pixels are MONO\?HROME2 with 1 samples"):
+        DicomImage(path)
+    path = write_dicom(path, None)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"1.2.840.10008.5.1.4.1.1.2", b"1.2\n840.10008.5.1.4.1.1.2"))
+    with pytest.raises(
+        ItemError, match=r"^holds no pixels \(1\.2\?840\.10008[.0-9]*\); it was cut"
+    ):
+        DicomImage(path)
+
+
 def test_each_frame_has_its_own_rescaling(tmp_path: Path) -> None:
     groups = []
     for slope in ("2", "0.5"):

@@ -396,7 +396,7 @@ def test_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "rgba.png", channels=(3,))[0], GREY // 2)
     with pytest.raises(ItemError, match=r"it has 6 channels; the options ask for \(1, 6\)"):
         read(tmp_path / "six.tif", channels=(1, 6))
-    with pytest.raises(RequestError, match="option 'page'"):
+    with pytest.raises(RequestError, match="option page=-1"):
         make_reader("image", {"page": -1})
 
 

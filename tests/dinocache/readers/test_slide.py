@@ -1,5 +1,6 @@
 import contextlib
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from reader_contract import ReaderContract, Sample
 from dinocache.errors import ItemError, RequestError
 from dinocache.geometry import Geometry
 from dinocache.readers import ItemFiles, make_reader
-from dinocache.readers.pyramid import open_pyramid
+from dinocache.readers.pyramid import Pyramid, open_pyramid
 from dinocache.readers.slide import settle_um_per_px
 
 openslide = pytest.importorskip("openslide")
@@ -459,6 +460,67 @@ def test_threads_share_a_slide_whose_cache_is_too_small(
         cache = pyramid._tiles._cache
         assert cache._bytes == sum(kept.result().nbytes for kept in cache._held.values())
         assert cache._bytes <= 5 * 48 * 48 * 3
+
+
+SLOW = {
+    "openslide": ("slide.tif", "_OpenSlidePyramid"),
+    "strips": ("slide.tif", "_TiffPyramid"),
+    "picture": ("slide.png", "_Picture"),
+}
+
+
+@pytest.mark.parametrize("sort", list(SLOW))
+def test_close_waits_for_those_who_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sort: str
+) -> None:
+    name, kind = SLOW[sort]
+    path = tmp_path / name
+    if sort == "picture":
+        Image.fromarray(scanned()).save(path)
+    else:
+        write_pyramid(path, scanned(), tile=None if sort == "strips" else 48)
+    pyramid = open_pyramid(path)
+    assert type(pyramid).__name__ == kind
+    expected = pyramid.region(0, 100, 60, 90, 70)
+    began, may_go_on, closing = threading.Event(), threading.Event(), threading.Event()
+    happened: list[str] = []
+    read, close = type(pyramid)._region, type(pyramid)._close
+
+    def slow(self: Pyramid, *where: int) -> np.ndarray:
+        began.set()
+        assert may_go_on.wait(60)
+        found = read(self, *where)
+        happened.append("read")
+        return found
+
+    def noted(self: Pyramid) -> None:
+        happened.append("closed")
+        close(self)
+
+    monkeypatch.setattr(type(pyramid), "_region", slow)
+    monkeypatch.setattr(type(pyramid), "_close", noted)
+
+    def shut() -> None:
+        closing.set()
+        pyramid.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(pyramid.region, 0, 100, 60, 90, 70)
+        assert began.wait(60)
+        closed = pool.submit(shut)
+        assert closing.wait(60)
+        with contextlib.suppress(TimeoutError):
+            closed.result(0.2)
+        assert happened == []
+        may_go_on.set()
+        np.testing.assert_array_equal(reading.result(60), expected)
+        closed.result(60)
+    assert happened == ["read", "closed"]
+    pyramid.close()
+    assert happened == ["read", "closed"]
+    for again in (lambda: pyramid.region(0, 0, 0, 9, 9), lambda: pyramid.overview(4)):
+        with pytest.raises(ItemError, match=r"^the slide was closed before it was read$"):
+            again()
 
 
 @pytest.mark.parametrize("grey", [False, True])

@@ -263,6 +263,43 @@ def test_other_axes_of_tiffs_are_refused(tmp_path: Path) -> None:
     assert "its pages differ in size or type" in refusal(path)
 
 
+def test_channels_in_planes_are_no_sections(tmp_path: Path) -> None:
+    path = tmp_path / "x.ome.tif"
+    planes = np.stack([STACK[:4], STACK[1:5], STACK[2:6]])
+    tifffile.imwrite(path, planes, photometric="minisblack", metadata={"axes": "CZYX"})
+    assert refusal(path) == "an OME TIFF of SizeC 3; 1 is read"
+    colours = np.moveaxis(planes, 0, -1)
+    tifffile.imwrite(path, colours, photometric="rgb", metadata={"axes": "ZYXS"})
+    with make_reader("stack").open(ItemFiles(path=path)) as item:
+        assert np.array_equal(np.stack(item.rows(0, item.n_rows)), np.moveaxis(colours, -1, 1))
+    tifffile.imwrite(path, STACK, metadata={"axes": "ZYX"})
+    path.write_bytes(path.read_bytes().replace(b'SizeZ="7"', b'SizeZ="5"'))
+    assert refusal(path) == "an OME TIFF of SizeZ 5 in 7 pages; one each is read"
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (2, 8, 29), "compression": "gzip"}])
+def test_truth_values_are_bytes(tmp_path: Path, options: dict[str, object]) -> None:
+    truth = STACK > 99
+    path = write_hdf5(tmp_path / "x.h5", truth, **options)
+    reader = make_reader("stack", {"mask_dataset": "volumes/raw"})
+    with reader.open(ItemFiles(path=path)) as item:
+        rows = np.stack(item.rows(0, item.n_rows))[:, 0]
+        found = item.mask()
+        assert item.value_range == (0, 1)
+    assert rows.dtype == found.dtype == np.uint8
+    np.testing.assert_array_equal(rows, truth)
+    np.testing.assert_array_equal(found[0], truth)
+
+
+def test_numbers_with_names_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        kind = h5py.enum_dtype({"cell": 1, "membrane": 2}, basetype="i2")
+        file.create_dataset("raw", data=STACK.astype("i2") % 3, dtype=kind)
+    with make_reader("stack").open(ItemFiles(path=path)) as item:
+        np.testing.assert_array_equal(np.stack(item.rows(0, 7))[:, 0], STACK.astype("i2") % 3)
+
+
 def test_large_imagej_files_have_one_directory(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, STACK, imagej=True, metadata={"axes": "ZYX"})
@@ -333,6 +370,25 @@ def test_folders(tmp_path: Path) -> None:
     assert "a folder without a picture" in refusal(tmp_path / "empty")
 
 
+def test_pictures_of_several_kinds_are_refused(tmp_path: Path) -> None:
+    folder = write_pngs(tmp_path / "x")
+    tifffile.imwrite(folder / "section6.TIF", STACK[1])
+    assert refusal(folder) == (
+        "a folder of pictures of several kinds, PNG (section5.png) and TIFF (section6.TIF); keep "
+        "one kind in it"
+    )
+    with pytest.raises(ItemError, match="of several kinds"):
+        make_reader("video").open(ItemFiles(path=folder))
+    (folder / "section6.TIF").unlink()
+    same = tmp_path / "y"
+    same.mkdir()
+    for index, name in enumerate(("s0.jpg", "s1.JPEG", "s2.jpeg")):
+        (same / name).write_bytes(imagecodecs.jpeg8_encode(STACK[index]))
+    for path, count in ((folder, 7), (same, 3)):
+        with make_reader("stack").open(ItemFiles(path=path)) as item:
+            assert item.n_rows == count
+
+
 def test_names_that_are_no_text_stay_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
@@ -356,7 +412,9 @@ def test_refusals(tmp_path: Path) -> None:
     path = write_hdf5(tmp_path / "x.h5")
     with pytest.raises(ItemError, match="that of the first channel"):
         make_reader("stack").open(ItemFiles(path=path), Geometry(shape=(7, 19, 30)))
-    with pytest.raises(RequestError, match="spacing_nm must be above 0"):
+    with pytest.raises(
+        RequestError, match="each of the three values of spacing_nm must be above 0"
+    ):
         make_reader("stack", {"spacing_nm": (1, 0, 2)})
 
 

@@ -457,6 +457,47 @@ def test_pixdim_holds_against_the_sform(tmp_path: Path) -> None:
         assert "1 x 1 x 1, its pixdim of 1.5 x 1.25 x 10" in item.notes[0]
 
 
+def turned(degrees: float, sides: tuple[float, ...], origin: tuple[float, ...]) -> np.ndarray:
+    """Affine to RAS: turned about the third axis."""
+    a = np.radians(degrees)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]
+    affine[:3, :3] = affine[:3, :3] @ np.diag(sides)
+    affine[:3, 3] = origin
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("qform_code", "sform_code", "shear", "said"),
+    [
+        pytest.param(0, 1, 0.0, "pixdim holds", id="acdc"),
+        pytest.param(0, 2, 0.0, "pixdim holds", id="aligned-alone"),
+        pytest.param(1, 2, 0.0, "its qform holds", id="aligned"),
+        pytest.param(2, 4, 0.0, "its qform holds", id="mni"),
+        pytest.param(1, 1, 0.3, "its qform holds", id="scanner-sheared"),
+        pytest.param(1, 1, 0.0, "pixdim holds", id="scanner"),
+    ],
+)
+def test_a_sform_that_disagrees_with_pixdim_is_as_in_itk(
+    tmp_path: Path, qform_code: int, sform_code: int, shear: float, said: str
+) -> None:
+    pixdim = 1.5, 1.25, 10
+    sheared = np.eye(4)
+    sheared[0, 1] = shear
+    image = nib.Nifti1Image(on_file(values()).T, None)
+    image.set_sform(turned(4, (1, 1, 1), (3, 7, -5)) @ sheared, sform_code)
+    image.set_qform(turned(11, pixdim, (-20, 30, 45)), qform_code)
+    image.header["pixdim"][1:4] = pixdim
+    nib.save(image, tmp_path / "a.nii")
+    by_itk = sitk.ReadImage(str(tmp_path / "a.nii"))
+    expected = np.eye(4)
+    expected[:3, :3] = np.reshape(by_itk.GetDirection(), (3, 3)) @ np.diag(by_itk.GetSpacing())
+    expected[:3, 3] = by_itk.GetOrigin()
+    with open_volume(tmp_path / "a.nii") as item:
+        assert np.allclose(item.geometry.source_affine, expected, atol=1e-4)
+        assert item.notes[0].endswith(f"its pixdim of 1.5 x 1.25 x 10; {said}")
+
+
 def test_units_are_brought_to_mm(tmp_path: Path) -> None:
     image = nib.Nifti1Image(values().T, RAS @ np.diag([4.0, 5, 30, 1]))
     image.header.set_xyzt_units("micron")
@@ -703,9 +744,9 @@ def test_the_box_of_the_foreground(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop": "mask"}, "crop=mask needs a crop_size"),
-        ({"crop_size": [1, 2, 3]}, "crop_size needs a crop"),
-        ({"pick": [1, 1]}, "each once"),
+        ({"crop": "mask"}, r"crop=mask needs a crop_size, \(x, y, z\) in voxels"),
+        ({"crop_size": [1, 2, 3]}, "crop_size needs a crop to be the size of: centre"),
+        ({"pick": [1, 1]}, "pick must name at least one volume, and each once"),
         ({"spacing": [-1, 1, 1]}, "greater than or equal to 0"),
         ({"axis": "oblique"}, "'axial', 'coronal' or 'sagittal'"),
     ],
@@ -791,6 +832,27 @@ def test_masks_of_several_volumes(tmp_path: Path) -> None:
         assert np.array_equal(item.mask()[0], np.concatenate([labels(), labels() * 3]))
 
 
+def test_errors_say_which_file_they_are_about(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", on_file(values()), oblique())
+    mask = write_nifti(tmp_path / "m.nii", on_file(labels()), oblique())
+    gone = tmp_path / "gone.nii"
+    reader = make_reader("volume", {"crop": "mask", "crop_size": [2, 3, 1]})
+    with pytest.raises(ItemError, match=r"^its crop_mask: the file is missing$"):
+        reader.open(ItemFiles(path=path, mask=mask, centre=gone))
+    with pytest.raises(ItemError, match=r"^its mask: the file is missing$"):
+        reader.open(ItemFiles(path=path, mask=gone))
+    with pytest.raises(ItemError, match=r"^the file is missing$"):
+        reader.open(ItemFiles(path=gone, mask=mask))
+    with (
+        reader.open(ItemFiles(path=path, mask=gone, centre=mask)) as item,
+        pytest.raises(ItemError, match=r"^its mask: the file is missing$"),
+    ):
+        item.mask()
+    smaller = write_nifti(tmp_path / "s.nii", on_file(labels())[:-1], oblique())
+    with pytest.raises(ItemError, match=r"^its crop_mask: it lies on another grid: \("):
+        reader.open(ItemFiles(path=path, centre=smaller))
+
+
 # --------------------------------------------------------------- other channels
 
 
@@ -838,6 +900,87 @@ def test_a_channel_of_another_grid_is_resampled(tmp_path: Path) -> None:
     with reader.open(ItemFiles(path=third), like) as item:
         rows = np.stack(item.rows(0, item.n_rows))
         assert np.allclose(rows, plane(far, (8, 9, 10)).min())
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+@pytest.mark.parametrize("degrees", [7, 23, 40])
+def test_an_oblique_channel_against_simpleitk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, degrees: float
+) -> None:
+    """Slice planes coincide: their places are whole numbers but for rounding, the ends too."""
+    monkeypatch.setattr("dinocache.readers.sampling._BLOCK", 30)
+    rng = np.random.default_rng(int(degrees))
+    a, b = np.radians(degrees), np.radians(-17)
+    tilt = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    spin = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    sides = np.array([0.9, 1.1, 2.7])
+    one, other = np.eye(4), np.eye(4)
+    one[:3, :3] = tilt @ np.diag(sides)
+    other[:3, :3] = tilt @ spin @ np.diag(sides)
+    # The second's corner is near the first's, so that some lie in its outer half voxels.
+    other[:3, 3] = one[:3, :3] @ [2.2, 1.7, 0]
+    first = write_itk(tmp_path / "a.mha", np.zeros((6, 9, 11), np.int16), one)
+    stored = rng.integers(10, 900, (6, 8, 7)).astype(dtype)
+    second = write_itk(tmp_path / "b.mha", stored, other)
+    reader = make_reader("volume")
+    with reader.open(ItemFiles(path=first)) as item:
+        like = item.geometry
+    with reader.open(ItemFiles(path=second), like) as item:
+        rows = np.stack(item.rows(0, item.n_rows))[:, 0]
+    image = sitk.Cast(sitk.ReadImage(str(second)), sitk.sitkFloat32)
+    grid = sitk.ReadImage(str(first))
+    least = float(stored.min())
+    by_itk = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, least)
+    marked = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, -1.0)
+    expected = sitk.GetArrayFromImage(by_itk)
+    assert np.allclose(rows, expected, atol=2e-3)
+    outside = sitk.GetArrayFromImage(marked) == -1
+    assert not outside.all(axis=(1, 2)).any()
+    assert outside.any()
+    # Places in the outer half voxels are met.
+    place = np.linalg.inv(other) @ one
+    z, y, x = np.mgrid[:6, :9, :11]
+    i, j, _, _ = np.moveaxis(place @ np.stack([x, y, z, np.ones_like(x)]).reshape(4, -1), 0, 0)
+    outer = ((i < 0) | (i > 6) | (j < 0) | (j > 7)).reshape(x.shape)
+    assert (outer & ~outside).any()
+
+
+def write_bare(path: Path, stored: np.ndarray) -> Path:
+    """Write a NRRD that does not say where it lies."""
+    sizes = " ".join(str(size) for size in stored.shape[::-1])
+    header = (
+        f"NRRD0004\ntype: short\ndimension: 3\nsizes: {sizes}\nencoding: raw\nendian: little\n\n"
+    )
+    path.write_bytes(header.encode() + stored.astype("<i2").tobytes())
+    return path
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal"])
+def test_channels_that_do_not_say_where_they_lie(tmp_path: Path, axis: str) -> None:
+    first = write_bare(tmp_path / "a.nrrd", values())
+    second = write_bare(tmp_path / "b.nrrd", values() + 1)
+    marked = np.zeros((Z, Y, X), np.int16)
+    marked[1, 2, 1] = 1
+    mask = write_bare(tmp_path / "m.nrrd", marked)
+    # As large as the whole, but shifted.
+    reader = make_reader("volume", {"crop": "mask", "crop_size": [X, Y, Z], "axis": axis})
+    with reader.open(ItemFiles(path=first, mask=mask)) as item:
+        like, rows = item.geometry, np.stack(item.rows(0, item.n_rows))
+    with reader.open(ItemFiles(path=second), like) as item:
+        assert np.array_equal(np.stack(item.rows(0, item.n_rows)), rows + 1)
+        assert np.array_equal(item.geometry.to_source, like.to_source)
+        assert item.geometry.source_shape == (X, Y, Z)
+    # As large as the cut of the first.
+    small = make_reader("volume", {"crop": "centre", "crop_size": [2, 3, 3], "axis": axis})
+    with small.open(ItemFiles(path=first)) as item:
+        like = item.geometry
+    cut = write_bare(tmp_path / "c.nrrd", values()[:3, :3, :2])
+    message = r"it has \(2, 3, 3\) voxels, the item's first channel \(4, 7, 5\), and neither says"
+    with pytest.raises(ItemError, match=message):
+        small.open(ItemFiles(path=cut), like)
+    placed_one = write_itk(tmp_path / "d.mha", values(), straight())
+    with pytest.raises(ItemError, match="only one says where it lies"):
+        small.open(ItemFiles(path=placed_one), like)
 
 
 # ----------------------------------------------------------------------- series
@@ -932,6 +1075,78 @@ def test_what_is_refused_of_a_folder(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(ItemError, match="a folder without DICOM images"):
         open_volume(folder)
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+ENDS = {
+    "empty": lambda path: cut(path, 0),
+    "zeros": lambda path: cut(path, 90),
+    "meta": lambda path: cut(path, 180),
+    "header": lambda path: cut(path, 420),
+    "pixels": lambda path: cut(path, path.stat().st_size - 6),
+    "rubbish": lambda path: path.write_bytes(b"<html>not found</html>"),
+    "link": lambda path: (path.unlink(), path.symlink_to("gone.dcm")),
+}
+
+
+@pytest.mark.parametrize("by_one_file", [False, True])
+@pytest.mark.parametrize("suffix", [".dcm", ".IMA", ""])
+@pytest.mark.parametrize("end", list(ENDS))
+def test_a_damaged_slice_at_an_end_is_named(
+    tmp_path: Path, end: str, suffix: str, by_one_file: bool
+) -> None:
+    folder = write_series(tmp_path / "series", values(), straight())
+    for path in list(folder.iterdir()):
+        path.rename(path.with_suffix(suffix))
+    last = folder / f"001{suffix}"
+    ENDS[end](last)
+    path = folder / f"003{suffix}" if by_one_file else folder
+    if end == "rubbish" and not suffix:
+        assert open_volume(path).n_rows == Z - 1  # such as a LICENSE
+        return
+    with pytest.raises(ItemError, match=rf"^1 of its DICOM files cannot be read: {last.name}: "):
+        open_volume(path)
+
+
+def test_what_may_lie_beside_a_series(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "series", values(), straight())
+    for name in ("notes.txt", "LICENSE", "._001.dcm", "preview.png", "index.xml", "Thumbs.db"):
+        (folder / name).write_bytes(b"\0\5\x16\7 whatever")
+    for name in ("empty.txt", ".hidden", ".keep.dcm"):
+        (folder / name).write_bytes(b"")
+    for number, uid in enumerate(
+        # Structures, a report, a plan, a presentation state, raw data, a directory.
+        ("481.3", "88.33", "481.5", "11.1", "66", None)
+    ):
+        sop = "1.2.840.10008.1.3.10" if uid is None else f"1.2.840.10008.5.1.4.1.1.{uid}"
+        write_dicom(folder / f"other{number}.dcm", None, SOPClassUID=sop)
+    # A plan that is cut short is no slice either.
+    cut(folder / "other2.dcm", 400)
+    assert len(read(folder)) == len(read(folder / "004.dcm")) == Z
+    # Nor is a damaged slice of another series, where it says so.
+    stray = write_dicom(folder / "x.dcm", values()[0], **placed(straight(), 7),
+                        SeriesInstanceUID="1.2.4")  # fmt: skip
+    cut(stray, stray.stat().st_size - 6)
+    assert len(read(folder / "004.dcm")) == Z
+    with pytest.raises(ItemError, match=r"1 of its DICOM files cannot be read: x\.dcm: "):
+        open_volume(folder)
+    # Of what is not DICOM's own nothing is known.
+    write_dicom(stray, None, SOPClassUID="1.2.3.4.5")
+    with pytest.raises(ItemError, match=r"x\.dcm: holds no pixels \(1\.2\.3\.4\.5\); it was cut"):
+        open_volume(folder)
+
+
+def test_a_series_has_the_window_of_its_first_slice(tmp_path: Path) -> None:
+    # Files are named against the order of positions.
+    folder = write_series(tmp_path / "series", values(), straight())
+    for k, pixels in enumerate(values()):
+        write_dicom(folder / f"{Z - k:03d}.dcm", pixels, **placed(straight(), k),
+                    WindowCenter=str(100 * (k + 1)), WindowWidth="51")  # fmt: skip
+    with open_volume(folder) as item:
+        assert item.file_window == (74.5, 124.5)
 
 
 def test_frames_without_positions(tmp_path: Path) -> None:
