@@ -149,6 +149,8 @@ def nifti(name: str) -> Callable[[Path], Path]:
 
         path = folder / name
         kind = nibabel.Nifti2Image if "2" in name else nibabel.Nifti1Image
+        if path.suffix == ".hdr":
+            kind = nibabel.Nifti1Pair
         nibabel.save(kind(voxels().T, np.diag([-1.0, -1.5, 3.0, 1.0])), path)
         return path
 
@@ -238,10 +240,12 @@ GREY, DEEP = picture(61, 83, 1), picture().astype(np.uint16) * 257
 FIVE = np.stack([GREY] * 5)
 CHUNKS: dict[str, object] = {"chunks": (3, 16, 20)}
 SLIDE: dict[str, object] = {"tile_px": 64, "tile_mpp": "native", "tissue": "none"}
+SMALL_SLIDE = SLIDE | {"tile_px": 16}
 LARGE = picture(256, 320)
 EDD = "endoscopy/edd2020-sample/masks/originalImage"
 OPENSLIDE = "odd-files/openslide-python/tests/fixtures"
 CMU = "slides/openslide-cmu1/tests/fixtures/svs-images/cmu-1-small-region.svs"
+NIBABEL = "odd-files/nibabel/nibabel/tests/data"
 PYDICOM = "odd-files/pydicom/src/pydicom/data/test_files"
 FORMATS = (
     Format("image", "png", png("x.png", picture()), checksummed=True),
@@ -263,7 +267,18 @@ FORMATS = (
     Format("image", "tiff-lzma", tiff("x.tif", GREY, compression="lzma")),
     Format("image", "tiff-ccitt", pillow("x.tif", GREY > 99, compression="group4")),
     Format("image", "dicom", dicom_file),
-    Format("image", "dicom-real-jpeg2000", real(f"{PYDICOM}/examples_jpeg2k.dcm")),
+    *(
+        Format("image", f"dicom-{name}-real", real(f"{PYDICOM}/{file}.dcm"))
+        for name, file in (
+            ("deflated", "image_dfl"),
+            ("rle", "SC_rgb_rle"),
+            ("jpeg", "SC_rgb_jpeg_dcmtk"),
+            ("jpeg-12-bit", "JPGExtended"),
+            ("jpeg-ls", "MR_small_jpeg_ls_lossless"),
+            ("jpeg2000", "examples_jpeg2k"),
+            ("palette", "examples_palette"),
+        )
+    ),
     Format("image", "jpeg-real", real(f"{EDD}/EDD2020_ACB0003.jpg")),
     Format("image", "tiff-real", real("odd-files/large_image/test/test_files/test_orient6.tif")),
     Format("video", "mp4-h264", video("x.mp4", "libx264", "yuv420p", g="8")),
@@ -273,6 +288,7 @@ FORMATS = (
     Format("video", "mkv-h264", video("x.mkv", "libx264", "yuv420p", g="8")),
     Format("video", "webm-vp9", video("x.webm", "libvpx-vp9", "yuv420p", g="8")),
     Format("video", "mpeg-ts", video("x.ts", "mpeg2video", "yuv420p")),
+    Format("video", "dicom-real", real(f"{PYDICOM}/examples_ybr_color.dcm")),
     Format("video", "folder", folder_of_pngs, checksummed=True),
     Format("stack", "hdf5", hdf5("x.h5")),
     Format("stack", "hdf5-gzip", hdf5("x.h5", **CHUNKS, compression="gzip", shuffle=True)),
@@ -284,9 +300,12 @@ FORMATS = (
     Format("volume", "nifti", nifti("x.nii")),
     Format("volume", "nifti-gz", nifti("x.nii.gz"), checksummed=True),
     Format("volume", "nifti2", nifti("x2.nii")),
+    Format("volume", "nifti-pair", nifti("x.hdr")),
+    Format("volume", "nifti-4d-real", real(f"{NIBABEL}/example4d.nii.gz")),
     Format("volume", "nrrd", itk("x.nrrd", compressed=False)),
     Format("volume", "nrrd-gz", itk("x.nrrd", compressed=True)),
     Format("volume", "metaimage", itk("x.mha", compressed=False)),
+    Format("volume", "metaimage-detached", itk("x.mhd", compressed=False)),
     Format("volume", "metaimage-zlib", itk("x.mha", compressed=True)),
     Format("volume", "dicom-series", dicom_series),
     Format("volume", "dicom-multiframe-real", real(f"{PYDICOM}/rtdose_rle.dcm")),
@@ -294,6 +313,7 @@ FORMATS = (
     Format("slide", "png", png("x.png", LARGE), SLIDE, checksummed=True),
     Format("slide", "jpeg", pillow("x.jpg", LARGE), SLIDE),
     Format("slide", "pyramid-real", real(f"{OPENSLIDE}/boxes.tiff"), SLIDE),
+    Format("slide", "dicom-real", real(f"{OPENSLIDE}/boxes_0.dcm"), SMALL_SLIDE),
     Format("slide", "svs-real", real(CMU), SLIDE),
 )  # fmt: skip
 

@@ -302,7 +302,7 @@ class Engine:
         yield head.rows
         stop = piece.offset + piece.n_rows
         starts = range(piece.offset + len(head.rows), stop, head.block_rows)
-        limit = 1 if head.item.one_at_a_time else self._workers * 2
+        limit = 2 if head.item.one_at_a_time else self._workers * 2
         ahead: deque[Future[list[Pixels]]] = deque()
 
         def read(start: int) -> list[Pixels]:

@@ -1,6 +1,9 @@
 """The video reader: frames by presentation time, in any order, of whole and of damaged files."""
 
+import json
+import shutil
 import struct
+import subprocess
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -441,3 +444,24 @@ def test_a_real_clip(shared_data: Path) -> None:
     with make_reader("video", {"fps": 1}).open(files) as item:
         assert item.coords()[:, 0].tolist() == list(range(10))
         np.testing.assert_array_equal(item.rows(4, 5)[0], found[100])
+
+
+@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed")
+@pytest.mark.parametrize("which", ["real", "variable"])
+def test_times_are_those_of_ffprobe(
+    tmp_path: Path, request: pytest.FixtureRequest, which: str
+) -> None:
+    path = tmp_path / "x.mkv"
+    if which == "real":
+        shared = request.getfixturevalue("shared_data")
+        path = shared / "endoscopy/autolaparo-clip/Up-1_2.mp4"
+    else:
+        write(path, FRAMES, times_ms=[40 * index + 7 * (index % 3) for index in range(N_FRAMES)])
+    entries = ["-show_entries", "frame=pts_time:stream=width,height", "-of", "json"]
+    command = ["ffprobe", "-v", "error", "-select_streams", "v", *entries, str(path)]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    with make_reader("video").open(ItemFiles(path=path)) as item:
+        times = [float(frame["pts_time"]) for frame in said["frames"]]
+        np.testing.assert_allclose(item.coords()[:, 0], times, atol=2e-6)
+        (stream,) = said["streams"]
+        assert item.rows(0, 1)[0].shape == (3, stream["height"], stream["width"])
