@@ -74,7 +74,7 @@ def read_series(path: Path, *, gaps: Gaps) -> VoxelFile:
     return VoxelFile(
         voxels=voxels,
         affine=affine,
-        notes=notes,
+        notes=notes + _unit_note(images[0]),
         value_range=(min(low for low, _ in ranges), max(high for _, high in ranges))
         if len(ranges) == len(images)
         else None,
@@ -198,6 +198,18 @@ def _check_alike(images: list[DicomImage]) -> None:
 
 def _unit(image: DicomImage) -> tuple[str, ...]:
     return tuple(str(image.value(name) or "") for name in ("RescaleType", "Units"))
+
+
+def _unit_note(image: DicomImage) -> tuple[str, ...]:
+    """Say what PET counts in where that is not SUV (GML): a window in SUV would be wrong.
+
+    References:
+        DICOM PS3.3 C.8.9.1.1.3 (Units).
+    """
+    units = str(image.value("Units") or "").strip().upper()
+    if str(image.value("Modality") or "") != "PT" or units in ("", "GML"):
+        return ()
+    return (f"its values are in {'Bq/ml' if units == 'BQML' else units}, not SUV",)
 
 
 def _rounded(spacing: tuple[float, float] | None) -> tuple[float, ...] | None:

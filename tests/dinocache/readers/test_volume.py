@@ -1020,6 +1020,20 @@ def test_a_mosaic_is_refused(tmp_path: Path) -> None:
         open_volume(path)
 
 
+@pytest.mark.parametrize(
+    ("units", "notes"),
+    [
+        ("BQML", ("its values are in Bq/ml, not SUV",)),
+        ("CNTS", ("its values are in CNTS, not SUV",)),
+        ("GML", ()),
+    ],
+)
+def test_pet_that_is_no_suv_is_noted(tmp_path: Path, units: str, notes: tuple[str, ...]) -> None:
+    path = write_series(tmp_path / "s", values(), oblique(), Modality="PT", Units=units)
+    with open_volume(path) as item:
+        assert item.notes == notes
+
+
 def test_gantry_tilt_is_noted_and_kept(tmp_path: Path) -> None:
     # Each slice 3 mm on and 3 tan 12 mm to the back.
     affine = straight((0.5, 0.75, 3))
