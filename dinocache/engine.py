@@ -1,16 +1,13 @@
 """Does units: decode, encode and write overlap; each unit is committed as a whole.
 
 Decoding runs in threads (the readers' libraries release the interpreter's lock), encoding in the
-calling thread, writing in one thread of its own, with bounded queues between. An item is decoded in
-blocks of rows, so that a slide of 100,000 tiles needs no more memory than a few of them.
+calling thread, writing in one thread of its own, with bounded queues between.
 """
 
 import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dinocache.decoding import Decoding, Head, Piece, UnitWork
 from dinocache.errors import ItemError, RequestError
-from dinocache.intensity import Window, item_windows
+from dinocache.intensity import Window
 from dinocache.layout import COORD, ITEM_PREFIX, NATIVE_KINDS, is_row_kind, parse_kind
-from dinocache.plan import Segment, Unit
+from dinocache.plan import Segment
 from dinocache.progress import Progress
-from dinocache.readers import Labels, OpenItem, Pixels
-from dinocache.recipe import WindowRecipe
+from dinocache.readers import Pixels
 from dinocache.records import Failure, Record, StoredObject
-from dinocache.source import Source, guarded
+from dinocache.source import Source
 from dinocache.store import FeatureStore
-from dinocache.transforms import Preprocess, check_row
+from dinocache.transforms import Preprocess
 from dinocache.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -36,121 +33,11 @@ if TYPE_CHECKING:
 
     from dinocache.inference import Encoder
 
-__all__ = ["Engine", "UnitWork", "close_segment"]
+__all__ = ["Engine", "close_segment"]
 
 FLOAT16_MAX = 65504.0
 _WRITES_AHEAD = 8
 _NOTES_TOLD = 5
-_NO_COORDS = np.empty((0, 0))
-_BLOCK_ROWS, _BLOCK_BYTES = 16, 32 << 20
-"""What a thread decodes at once: enough to be worth the hand-over, little enough to be held many
-times over."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnitWork:
-    """A unit and the kinds of it that are missing."""
-
-    segment: Segment
-    unit: Unit
-    kinds: tuple[str, ...]
-
-
-class _SharedItem:
-    """An item that several pieces in a row are of: opened once, closed behind the last of them."""
-
-    def __init__(
-        self,
-        source: Source,
-        item_id: str,
-        *,
-        position: int,
-        planned_rows: int,
-        recipes: tuple[WindowRecipe, ...],
-    ) -> None:
-        self.item_id = item_id
-        self.position = position
-        self._source, self._planned_rows, self._recipes = source, planned_rows, recipes
-        self._lock, self._turn = threading.Lock(), threading.Lock()
-        self._users = 0
-        self._item: OpenItem | None = None
-        self._windows: tuple[Window, ...] = ()
-        self._reason: str | None = None
-
-    def use(self) -> None:
-        with self._lock:
-            self._users += 1
-
-    def get(self) -> tuple[OpenItem, tuple[Window, ...]]:
-        """Open it and measure its windows at the first call; raises `ItemError`."""
-        with self._lock:
-            if self._reason is not None:
-                raise ItemError(self._reason)
-            if self._item is None:
-                try:
-                    self._item = self._opened()
-                    item = self._item
-                    self._windows = guarded(lambda: item_windows(self._recipes, item))
-                except ItemError as exc:
-                    self._reason = str(exc)
-                    raise
-            return self._item, self._windows
-
-    @property
-    def in_turn(self) -> AbstractContextManager[object]:
-        """Held while rows are read, by one thread at a time where the item wants that."""
-        one = self._item is not None and self._item.one_at_a_time
-        return self._turn if one else nullcontext()
-
-    def _opened(self) -> OpenItem:
-        item = self._source.open(self.item_id)
-        if item.n_rows != self._planned_rows:
-            item.close()
-            raise ItemError(
-                f"it has {item.n_rows} rows, {self._planned_rows} were planned: the file or its "
-                "reader has changed since; --retry-failed plans it anew"
-            )
-        return item
-
-    def release(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0 and self._item is not None:
-                self._item.close()
-                self._item = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Head:
-    """What is known of a piece once its item is open, and its first rows."""
-
-    item: OpenItem
-    windows: tuple[Window, ...]
-    rows: list[Pixels]
-    block_rows: int
-    coords: npt.NDArray[np.float64]
-    mask: Labels | None
-    mask_reason: str | None
-    thumbnail: npt.NDArray[np.uint8] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """The rows of an item that belong to one unit."""
-
-    shared: _SharedItem
-    offset: int
-    n_rows: int
-    head: Future[_Head]
-
-    @property
-    def item_id(self) -> str:
-        return self.shared.item_id
-
-    @property
-    def position(self) -> int:
-        """The item's, on the item axis."""
-        return self.shared.position
 
 
 @dataclass
@@ -194,7 +81,6 @@ class Engine:
         self._batch = header.grid.batch
         self._recipe = header.recipe
         self._prepare = Preprocess(header.recipe.input, encoder.device)
-        self._warned = False
         self._told = 0
         self._by_item = encoder.spec.network == "volume"
         channels = header.recipe.channels
@@ -212,152 +98,49 @@ class Engine:
         Raises:
             StoreWriteError: If the disk refuses; what was committed before is whole.
         """
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
+        decoding = Decoding(
+            self.source,
+            self._recipe,
+            workers=self._workers,
+            rows_ahead=self._workers * 2 + self._batch,
+            whole_items=self._by_item,
+            progress=self.progress,
+        )
         writing = _WritingThread()
         try:
-            pieces = self._pieces(work, pool)
+            pieces = decoding.pieces(work)
             for unit_work in work:
-                self._do_unit(unit_work, pieces, pool, writing)
+                self._do_unit(unit_work, pieces, decoding, writing)
             writing.finish()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            decoding.stop()
             writing.stop()
-
-    # Decoding
-
-    def _pieces(self, work: Sequence[UnitWork], pool: ThreadPoolExecutor) -> Iterator[_Piece]:
-        """Yield the pieces of all units in order, their heads decoded a bounded number ahead."""
-        ahead: deque[_Piece] = deque()
-        shared: _SharedItem | None = None
-        limit = self._workers * 2 + self._batch
-        for unit_work in work:
-            segment = unit_work.segment
-            for item, _, offset, n_rows in segment.pieces(unit_work.unit):
-                position = segment.item_start + item
-                if shared is None or shared.position != position:
-                    shared = _SharedItem(
-                        self.source,
-                        segment.item_ids[item],
-                        position=position,
-                        planned_rows=segment.item_rows[item],
-                        recipes=self._recipe.input.windows,
-                    )
-                shared.use()
-                head = pool.submit(self._head, shared, offset, n_rows, unit_work.kinds)
-                ahead.append(_Piece(shared=shared, offset=offset, n_rows=n_rows, head=head))
-                # At most as many large items at once as there are threads, or many small ones.
-                while len(ahead) > self._workers and sum(p.n_rows for p in ahead) >= limit:
-                    yield ahead.popleft()
-        yield from ahead
-
-    def _head(self, shared: _SharedItem, offset: int, n_rows: int, kinds: Sequence[str]) -> _Head:
-        """Open an item and decode its first block; in a decoding thread."""
-        item, windows = shared.get()
-        if self._by_item and n_rows < item.n_rows:
-            raise ItemError(
-                "it is shared by several units, but its encoder needs all of its rows together; "
-                "give it fewer rows"
-            )
-        a_row = max(item.nbytes // item.n_rows, 1)
-        block_rows = min(max(_BLOCK_BYTES // a_row, 1), _BLOCK_ROWS)
-        with shared.in_turn:
-            rows = self._read(item, offset, offset + min(block_rows, n_rows))
-        self._warn_of_dark(item, rows)
-        mask, mask_reason = None, None
-        if "mask" in kinds and shared.item_id in self.source.masks:
-            try:
-                mask = guarded(item.mask)
-                _check_mask(mask, item.n_rows, rows[0])
-                mask = mask[:, offset : offset + n_rows]
-            except ItemError as exc:
-                mask_reason = f"mask {self.source.masks[shared.item_id]}: {exc}"
-        asked = COORD in kinds
-        return _Head(
-            item=item,
-            windows=windows,
-            rows=rows,
-            block_rows=block_rows,
-            coords=guarded(item.coords)[offset : offset + n_rows] if asked else _NO_COORDS,
-            mask=mask,
-            mask_reason=mask_reason,
-            thumbnail=guarded(item.thumbnail) if asked and offset == 0 else None,
-        )
-
-    def _read(self, item: OpenItem, start: int, stop: int) -> list[Pixels]:
-        rows = guarded(lambda: item.rows(start, stop))
-        passes = self._recipe.channels.mode == "passes"
-        for row in rows:
-            check_row(self._recipe.input, row, alone=passes)
-            if passes and len(row) != len(self._passes):
-                raise ItemError(
-                    f"it has {len(row)} channels, {len(self._passes)} were named "
-                    f"({', '.join(str(name) for name in self._passes)})"
-                )
-        return rows
-
-    def _blocks(
-        self, piece: _Piece, head: _Head, pool: ThreadPoolExecutor
-    ) -> Generator[list[Pixels], None, None]:
-        """Yield the rows of a piece in order, decoded a bounded number of blocks ahead."""
-        yield head.rows
-        stop = piece.offset + piece.n_rows
-        starts = range(piece.offset + len(head.rows), stop, head.block_rows)
-        limit = 2 if head.item.one_at_a_time else self._workers * 2
-        ahead: deque[Future[list[Pixels]]] = deque()
-
-        def read(start: int) -> list[Pixels]:
-            with piece.shared.in_turn:
-                return self._read(head.item, start, min(start + head.block_rows, stop))
-
-        try:
-            for start in starts:
-                ahead.append(pool.submit(read, start))
-                if len(ahead) >= limit:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            # The item is closed next: no thread may still be in it.
-            for future in ahead:
-                future.cancel()
-            wait(ahead)
-
-    def _warn_of_dark(self, item: OpenItem, rows: Sequence[Pixels]) -> None:
-        """Say once that 16-bit images may hold 12 bits, which full-range makes near black."""
-        if self._warned or self._recipe.input.windows[0].mode != "full-range" or item.value_range:
-            return
-        if rows[0].dtype == np.uint16 and (top := max(int(row.max()) for row in rows)) < 1 << 13:
-            self._warned = True
-            self.progress.note(
-                f"note: a 16-bit image has no value above {top}; if all are so, make the store "
-                f"with --window 0:{(1 << top.bit_length()) - 1}, else they are near black"
-            )
 
     # A unit
 
     def _do_unit(
         self,
         work: UnitWork,
-        pieces: Iterator[_Piece],
-        pool: ThreadPoolExecutor,
+        pieces: Iterator[Piece],
+        decoding: Decoding,
         writing: "_WritingThread",
     ) -> None:
         unit = _OpenUnit(self, work, writing)
         for _ in range(work.unit.n_items):
             piece = next(pieces)
             try:
-                self._do_piece(piece, unit, pool)
+                self._do_piece(piece, unit, decoding)
             finally:
                 piece.shared.release()
         unit.encode()
         unit.finish()
 
-    def _do_piece(self, piece: _Piece, unit: "_OpenUnit", pool: ThreadPoolExecutor) -> None:
+    def _do_piece(self, piece: Piece, unit: "_OpenUnit", decoding: Decoding) -> None:
         done, head = 0, None
         try:
             head = piece.head.result()
             unit.begin(piece, head)
-            with closing(self._blocks(piece, head, pool)) as blocks:
+            with closing(decoding.blocks(piece, head)) as blocks:
                 for block in blocks:
                     unit.put_image(piece, head, done, block)
                     for pixels in block:
@@ -454,7 +237,7 @@ class _OpenUnit:
         self._batch: list[tuple[torch.Tensor, ...] | None] = []
         self._owners: list[str] = []
 
-    def begin(self, piece: _Piece, head: _Head) -> None:
+    def begin(self, piece: Piece, head: Head) -> None:
         """Take what an item has besides its rows' pixels."""
         if notes := head.item.notes:
             for gathering in self._gathered.values():
@@ -468,7 +251,7 @@ class _OpenUnit:
         if "mask" in self._gathered:
             self._put_mask(piece, head)
 
-    def _put_mask(self, piece: _Piece, head: _Head) -> None:
+    def _put_mask(self, piece: Piece, head: Head) -> None:
         gathering = self._gathered["mask"]
         if piece.item_id not in self._engine.source.masks:
             gathering.not_asked.append(piece.item_id)
@@ -478,13 +261,13 @@ class _OpenUnit:
         else:
             self._put_native("mask", piece, head, 0, head.mask)
 
-    def put_image(self, piece: _Piece, head: _Head, first: int, rows: Sequence[Pixels]) -> None:
+    def put_image(self, piece: Piece, head: Head, first: int, rows: Sequence[Pixels]) -> None:
         """Take rows of the item's own grid, from number `first` of the piece."""
         if "image" in self._gathered:
             self._put_native("image", piece, head, first, np.stack(rows, axis=1))
 
     def _put_native(
-        self, kind: str, piece: _Piece, head: _Head, first: int, rows: npt.NDArray[Any]
+        self, kind: str, piece: Piece, head: Head, first: int, rows: npt.NDArray[Any]
     ) -> None:
         attributes = head.item.geometry.to_attributes()
         if kind == "image":
@@ -509,7 +292,7 @@ class _OpenUnit:
         if len(self._batch) == self._engine.batch:
             self.encode()
 
-    def fail(self, piece: _Piece, reason: str, *, begun: bool) -> None:
+    def fail(self, piece: Piece, reason: str, *, begun: bool) -> None:
         """Note that an item, or what is left of it, cannot be read."""
         failure = self._engine.source.failure(piece.item_id, reason)
         for kind, gathering in self._gathered.items():
@@ -724,14 +507,6 @@ def _failed_in(store: FeatureStore, segment: Segment, kind: str) -> dict[str, Fa
         if record is not None:
             failed |= record.failed
     return failed
-
-
-def _check_mask(mask: Labels, n_rows: int, row: Pixels) -> None:
-    expected = (n_rows, *row.shape[1:])
-    if mask.shape[1:] != expected:
-        raise ItemError(
-            f"it is {_size(mask.shape[1:])}, its image {_size(expected)} (slices x rows x columns)"
-        )
 
 
 def _base(kind: str) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from dinocache.cost import gflop
-from dinocache.engine import UnitWork, close_segment
+from dinocache.decoding import UnitWork
+from dinocache.engine import close_segment
 from dinocache.errors import RecipeMismatchError, TableError
 from dinocache.items import same_labels
 from dinocache.job import NO_WEIGHTS, Job, made_by

@@ -13,8 +13,9 @@ import pandas as pd
 
 from dinocache import __version__
 from dinocache.cost import default_batch
+from dinocache.decoding import UnitWork
 from dinocache.devices import can_compile, choose_device, device_memory, has_bf16
-from dinocache.engine import Engine, UnitWork
+from dinocache.engine import Engine
 from dinocache.errors import ItemError, RecipeMismatchError, RequestError, WeightsError
 from dinocache.items import channel_columns, check_name, same_labels
 from dinocache.layout import COORD, FORMAT, HEADER, check_kinds
