@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from reader_contract import ReaderContract, Sample
 
@@ -16,6 +17,8 @@ from dinocache.geometry import Geometry
 from dinocache.readers import ItemFiles, make_reader
 from dinocache.readers.pyramid import Pyramid, open_pyramid
 from dinocache.readers.slide import settle_um_per_px
+from dinocache.recipe import InputRecipe
+from dinocache.transforms import Preprocess
 
 openslide = pytest.importorskip("openslide")
 tifffile = pytest.importorskip("tifffile")
@@ -714,3 +717,24 @@ def test_odd_tiffs_are_read_or_refused(shared_data: Path) -> None:
             item.rows(0, min(3, item.n_rows))
             read.append(path.name)
     assert {"grey10kx5k.tif", "yb10kx5k.zstd.tiff", "test_orient6.tif"} <= set(read)
+
+
+def test_resized_tiles_are_those_of_a_plain_loop(shared_data: Path) -> None:
+    """OpenSlide's region, resized by Pillow in 8 bits, as tools for slides do."""
+    path = next((shared_data / "slides/openslide-cmu1").rglob("cmu-1-small-region.svs"))
+    options = {"tile_px": 224, "tile_mpp": 0.75, "min_area": 0}
+    recipe = InputRecipe(resolution=(224, 224), mean=(0, 0, 0), std=(1, 1, 1))
+    prepare = Preprocess(recipe, torch.device("cpu"))
+    with make_reader("slide", options).open(ItemFiles(path=path)) as item:
+        rows, coords = item.rows(0, item.n_rows), item.coords().astype(int)
+    side = rows[0].shape[1]
+    assert side == round(224 * 0.75 / 0.499)
+    differences = []
+    for row, (x, y) in zip(rows, coords, strict=True):
+        tile = by_openslide(path, x, y, 0, (side, side))
+        np.testing.assert_array_equal(row, tile.transpose(2, 0, 1))
+        resized = Image.fromarray(tile).resize((224, 224), Image.Resampling.BICUBIC)
+        ours = prepare(row, [(0, 255)]).numpy().transpose(1, 2, 0) * 255
+        differences.append(np.abs(ours - np.asarray(resized)).mean())
+    assert len(differences) > 15
+    assert max(differences) <= 2
