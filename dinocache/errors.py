@@ -32,7 +32,13 @@ __all__ = [
     "TableError",
     "WeightsError",
     "WeightsUnavailableError",
+    "one_line",
 ]
+
+
+def one_line(exc: BaseException) -> str:
+    """Say what went wrong, in one line of at most 200 characters."""
+    return (" ".join(str(exc).split()) or type(exc).__name__)[:200]
 
 
 class DinocacheError(Exception):

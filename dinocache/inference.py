@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dinocache.checkpoints import Checkpoint, read_checkpoint
 from dinocache.encoders import ENCODERS
-from dinocache.errors import RequestError, WeightsError
+from dinocache.errors import RequestError, WeightsError, one_line
 from dinocache.networks import Network, build_network, wanted
 from dinocache.spec import EncoderSpec, check_resolution
 from dinocache.weights import Weights, resolve_weights, tensors_sha256
@@ -103,7 +103,7 @@ class Encoder:
             )
         if isinstance(exc, torch._dynamo.exc.TorchDynamoException):
             return (
-                f"torch cannot compile {self.spec.name} here ({_one_line(exc)}): make the store "
+                f"torch cannot compile {self.spec.name} here ({one_line(exc)}): make the store "
                 "with --no-compile"
             )
         return None
@@ -180,10 +180,6 @@ def _placed(
                 module.to(torch.bfloat16)
     network = network.to(device).eval().requires_grad_(False)
     return network.to(memory_format=torch.channels_last) if spec.network == "maps" else network
-
-
-def _one_line(exc: BaseException) -> str:
-    return " ".join(str(exc).split())[:200] or type(exc).__name__
 
 
 def _random_network(spec: EncoderSpec, seed: int) -> Network:

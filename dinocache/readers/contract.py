@@ -4,7 +4,8 @@ Arrays are (C, Z, Y, X); a row is one slice (C, Y, X) of it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,16 +15,44 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from dinocache.errors import ItemError, RequestError
+from dinocache.errors import ItemError, RequestError, one_line
 from dinocache.geometry import Geometry
 
-__all__ = ["ItemFiles", "Labels", "OpenItem", "Pixels", "Reader", "ReaderOptions"]
+__all__ = ["ItemFiles", "Labels", "OpenItem", "Pixels", "Reader", "ReaderOptions", "translated"]
 
 Pixels = (
     npt.NDArray[np.uint8] | npt.NDArray[np.int16] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 )
 """Decoded values in the file's own unit; the recipe's window brings them to [0, 1]."""
 Labels = npt.NDArray[np.integer[Any]]
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn what a library raises on damaged bytes into an `ItemError`.
+
+    Every class is caught: parsers of foreign bytes raise nearly all of Python's (seen in pydicom:
+    AttributeError, AssertionError, RecursionError, struct.error), and one bad item must not end a
+    run of thousands.
+
+    Args:
+        what: What could not be done, the beginning of the message.
+
+    Raises:
+        ItemError: For whatever was raised inside.
+    """
+    try:
+        # NaN and values beyond a type's range are given on or named; numpy need not warn of them.
+        with np.errstate(all="ignore"):
+            yield
+    except (ItemError, ModuleNotFoundError):
+        raise
+    except FileNotFoundError as exc:
+        raise ItemError("the file is missing") from exc
+    except MemoryError as exc:
+        raise ItemError(f"{what}: it needs more memory than there is") from exc
+    except Exception as exc:
+        raise ItemError(f"{what}: {one_line(exc)}") from exc
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocache.errors import ItemError
-from dinocache.readers.contract import Pixels
+from dinocache.readers.contract import Pixels, translated
 from dinocache.readers.dicom_frames import (
     BIG_ENDIAN,
     DEFLATED,
@@ -29,7 +29,6 @@ from dinocache.readers.dicom_frames import (
     data_of,
 )
 from dinocache.readers.pictures import printable
-from dinocache.readers.raw import translated
 
 __all__ = ["DicomImage", "is_dicom", "purpose_of", "quiet"]
 

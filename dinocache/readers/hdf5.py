@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocache.errors import ItemError
-from dinocache.readers.contract import Labels, Pixels
-from dinocache.readers.raw import translated
+from dinocache.readers.contract import Labels, Pixels, translated
 
 __all__ = ["MM_OF_UNIT", "Sections", "is_hdf5"]
 

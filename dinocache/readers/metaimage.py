@@ -10,8 +10,9 @@ import numpy as np
 
 from dinocache.errors import ItemError
 from dinocache.geometry import Matrix
+from dinocache.readers.contract import translated
 from dinocache.readers.nrrd import beside
-from dinocache.readers.raw import Encoding, RawVoxels, translated
+from dinocache.readers.raw import Encoding, RawVoxels
 from dinocache.readers.voxels import VoxelFile, checked_affine
 
 __all__ = ["is_metaimage", "read_metaimage"]

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from dinocache.errors import ItemError
 from dinocache.geometry import Matrix
-from dinocache.readers.raw import RawVoxels, translated
+from dinocache.readers.contract import translated
+from dinocache.readers.raw import RawVoxels
 from dinocache.readers.voxels import VoxelFile, checked_affine, sizes
 
 __all__ = ["head_of", "is_nifti", "read_nifti"]

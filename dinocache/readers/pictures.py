@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from dinocache.errors import ItemError
 from dinocache.readers import tiffs
-from dinocache.readers.contract import Pixels
-from dinocache.readers.raw import translated
+from dinocache.readers.contract import Pixels, translated
 
 __all__ = ["MAX_PIXELS", "Picture", "open_pictures", "printable", "turned"]
 

@@ -6,20 +6,18 @@ pixels; where anything is unusual (tiles that overlap, several areas, JPEG 2000)
 """
 
 import math
-import struct
 import threading
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dinocache.errors import ItemError
+from dinocache.errors import ItemError, one_line
+from dinocache.readers.contract import translated
 from dinocache.readers.tiff_tiles import (
     MAX_PX_PER_BYTE,
     TiffPage,
@@ -167,17 +165,6 @@ class Pyramid(ABC):
     def _close(self) -> None:
         """Close a file that nobody reads."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _small(self, downsample: float) -> tuple[int, int]:
         width, height = self.sizes[0]
         return math.ceil(width / downsample), math.ceil(height / downsample)
@@ -195,16 +182,12 @@ def open_pyramid(path: Path) -> Pyramid:
     Raises:
         ItemError: If it is missing, damaged, or nothing that is known.
     """
-    try:
+    with translated("cannot be read"):
         if path.is_dir():
             raise ItemError("it is a folder, not a slide's file")
         if path.stat().st_size == 0:
             raise ItemError("the file is empty")
         pages = read_pages(path) if is_tiff(path) else []
-    except FileNotFoundError as exc:
-        raise ItemError("the file is missing") from exc
-    except OSError as exc:
-        raise ItemError(f"cannot be read: {_one_line(exc)}") from exc
     with _openslide_errors(path):
         import openslide
 
@@ -363,19 +346,15 @@ class _Picture(Pyramid):
         from PIL import Image, UnidentifiedImageError
 
         Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at a fraction of what we refuse
-        try:
-            if self._checked:
-                with Image.open(self._path, formats=("PNG",)) as image:
-                    image.verify()  # checksums, which decoding passes over
-            with Image.open(self._path, formats=("JPEG", "PNG", "BMP")) as image:
-                yield image
-        except UnidentifiedImageError as exc:
-            raise ItemError("not a slide that OpenSlide, tifffile or Pillow know") from exc
-        # What Pillow's decoders raise on damaged files (its documentation names only some).
-        except (OSError, ValueError, SyntaxError, MemoryError, KeyError, IndexError) as exc:
-            raise ItemError(f"cannot be decoded: {_one_line(exc)}") from exc
-        except (EOFError, struct.error, zlib.error, TypeError, ArithmeticError) as exc:
-            raise ItemError(f"cannot be decoded: {_one_line(exc)}") from exc
+        with translated("cannot be decoded"):
+            try:
+                if self._checked:
+                    with Image.open(self._path, formats=("PNG",)) as image:
+                        image.verify()  # checksums, which decoding passes over
+                with Image.open(self._path, formats=("JPEG", "PNG", "BMP")) as image:
+                    yield image
+            except UnidentifiedImageError as exc:
+                raise ItemError("not a slide that OpenSlide, tifffile or Pillow know") from exc
 
 
 def _reduce(
@@ -499,9 +478,5 @@ def _openslide_errors(path: Path) -> Iterator[None]:
     except openslide.OpenSlideUnsupportedFormatError as exc:
         raise ItemError("not a slide that OpenSlide knows") from exc
     except (openslide.OpenSlideError, OSError, ValueError, MemoryError) as exc:
-        said = _one_line(exc).replace(f" {path}", "")  # the caller adds it
+        said = one_line(exc).replace(f" {path}", "")  # the caller adds it
         raise ItemError(f"OpenSlide cannot read it: {said}") from exc
-
-
-def _one_line(exc: BaseException) -> str:
-    return " ".join(str(exc).split())[:200] or type(exc).__name__

@@ -6,8 +6,8 @@ block by block on its way, so that no second copy of a volume is ever in memory.
 
 import bz2
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,16 +15,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dinocache.errors import ItemError
-from dinocache.readers.contract import Labels
+from dinocache.errors import ItemError, one_line
+from dinocache.readers.contract import Labels, translated
 
 __all__ = [
     "Encoding",
     "RawVoxels",
     "inflated",
-    "one_line",
     "smallest_integers",
-    "translated",
 ]
 
 Encoding = Literal["raw", "gzip", "zlib", "bzip2"]
@@ -40,39 +38,6 @@ _TRAILING = 1 << 16
 class _Stream(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None: ...
     def close(self) -> None: ...
-
-
-def one_line(exc: BaseException) -> str:
-    """Say what went wrong, in one line of at most 200 characters."""
-    return (" ".join(str(exc).split()) or type(exc).__name__)[:200]
-
-
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Turn what a library raises on damaged bytes into an `ItemError`.
-
-    Every class is caught: parsers of foreign bytes raise nearly all of Python's (seen in pydicom:
-    AttributeError, AssertionError, RecursionError, struct.error), and one bad item must not end a
-    run of thousands.
-
-    Args:
-        what: What could not be done, the beginning of the message.
-
-    Raises:
-        ItemError: For whatever was raised inside.
-    """
-    try:
-        # NaN and values beyond a type's range are given on or named; numpy need not warn of them.
-        with np.errstate(all="ignore"):
-            yield
-    except (ItemError, ModuleNotFoundError):
-        raise
-    except FileNotFoundError as exc:
-        raise ItemError("the file is missing") from exc
-    except MemoryError as exc:
-        raise ItemError(f"{what}: it needs more memory than there is") from exc
-    except Exception as exc:
-        raise ItemError(f"{what}: {one_line(exc)}") from exc
 
 
 def inflated(data: bytes, *, window_bits: int, limit: int) -> bytes:

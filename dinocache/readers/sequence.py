@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocache.errors import ItemError
-from dinocache.readers.contract import Labels, Pixels
+from dinocache.readers.contract import Labels, Pixels, translated
 from dinocache.readers.pictures import Picture, open_pictures, printable
-from dinocache.readers.raw import translated
 
 __all__ = ["Sequence", "natural"]
 

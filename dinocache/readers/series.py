@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from dinocache.errors import ItemError
 from dinocache.geometry import Matrix
-from dinocache.readers.contract import Labels
+from dinocache.readers.contract import Labels, translated
 from dinocache.readers.dicom import DicomImage, is_dicom, purpose_of, quiet
 from dinocache.readers.pictures import printable
-from dinocache.readers.raw import smallest_integers, translated
+from dinocache.readers.raw import smallest_integers
 from dinocache.readers.voxels import VoxelFile, checked_affine
 
 __all__ = ["Gaps", "read_series"]

@@ -22,11 +22,18 @@ from pydantic import Field
 
 from dinocache.errors import ItemError
 from dinocache.geometry import Geometry
-from dinocache.readers.contract import ItemFiles, Labels, OpenItem, Pixels, Reader, ReaderOptions
+from dinocache.readers.contract import (
+    ItemFiles,
+    Labels,
+    OpenItem,
+    Pixels,
+    Reader,
+    ReaderOptions,
+    translated,
+)
 from dinocache.readers.hdf5 import MM_OF_UNIT, Sections, is_hdf5
 from dinocache.readers.image import own_grid_only
 from dinocache.readers.pictures import Picture, open_pictures, printable
-from dinocache.readers.raw import translated
 from dinocache.readers.sequence import Sequence
 
 __all__ = ["StackOptions", "StackReader"]

@@ -9,7 +9,6 @@ tiles as wide as the picture.
 import logging
 import math
 import os
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocache.errors import ItemError
+from dinocache.readers.contract import translated
 
 __all__ = ["MAX_PX_PER_BYTE", "TiffPage", "TiffTiles", "is_tiff", "read_pages"]
 
@@ -107,17 +107,11 @@ def read_pages(path: Path) -> list[TiffPage]:
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     file_bytes = path.stat().st_size
     pages: list[TiffPage] = []
-    try:
-        with tifffile.TiffFile(path) as file:
-            for page in _walk(file.pages):
-                if len(pages) == _MAX_PAGES:
-                    raise ItemError(f"it has more than {_MAX_PAGES} pages")
-                pages.append(_describe(page, file_bytes))
-    # What tifffile raises on damaged directories; its documentation names the first only.
-    except (tifffile.TiffFileError, OSError, ValueError, TypeError, KeyError, IndexError) as exc:
-        raise ItemError(f"its TIFF directory is damaged: {_one_line(exc)}") from exc
-    except (struct.error, AttributeError, ArithmeticError, RuntimeError, MemoryError) as exc:
-        raise ItemError(f"its TIFF directory is damaged: {_one_line(exc)}") from exc
+    with translated("its TIFF directory is damaged"), tifffile.TiffFile(path) as file:
+        for page in _walk(file.pages):
+            if len(pages) == _MAX_PAGES:
+                raise ItemError(f"it has more than {_MAX_PAGES} pages")
+            pages.append(_describe(page, file_bytes))
     return pages
 
 
@@ -282,11 +276,8 @@ class TiffTiles:
             claimed = _jpeg_size(data)
             if claimed is None or claimed[0] > page.tile[0] or claimed[1] > page.tile[1]:
                 raise ItemError(f"tile {number} is no JPEG of {page.tile[0]} x {page.tile[1]} px")
-        try:
+        with translated(f"tile {number} cannot be decoded"):
             decoded, _, _ = page.decode(data, number, jpegtables=page.jpeg_tables)
-        # Codecs raise classes of their own, all of them RuntimeError, and numpy ValueError.
-        except (RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError) as exc:
-            raise ItemError(f"tile {number} cannot be decoded: {_one_line(exc)}") from exc
         found: Pixels = np.asarray(decoded)[0]  # (Y, X, samples), the depth of 1 gone
         high = min(page.tile[1], page.size[1] - number // page.columns * page.tile[1])
         wide = min(page.tile[0], page.size[0] - number % page.columns * page.tile[0])
@@ -295,14 +286,12 @@ class TiffTiles:
         return found
 
     def _read(self, size: int, offset: int) -> bytes:
-        try:
+        with translated("cannot be read"):
             if hasattr(os, "pread"):
                 return os.pread(self._file.fileno(), size, offset)
             with self._lock:  # Windows
                 self._file.seek(offset)
                 return self._file.read(size)
-        except OSError as exc:
-            raise ItemError(f"cannot be read: {_one_line(exc)}") from exc
 
 
 class _Cache:
@@ -361,7 +350,3 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
             return int.from_bytes(wide, "big"), int.from_bytes(high, "big")
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if marker != 0xFF else 1
     return None
-
-
-def _one_line(exc: BaseException) -> str:
-    return " ".join(str(exc).split())[:200] or type(exc).__name__

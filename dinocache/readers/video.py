@@ -29,9 +29,15 @@ from pydantic import Field
 from dinocache.errors import ItemError
 from dinocache.geometry import Geometry
 from dinocache.readers import dicom
-from dinocache.readers.contract import ItemFiles, OpenItem, Pixels, Reader, ReaderOptions
+from dinocache.readers.contract import (
+    ItemFiles,
+    OpenItem,
+    Pixels,
+    Reader,
+    ReaderOptions,
+    translated,
+)
 from dinocache.readers.image import own_grid_only
-from dinocache.readers.raw import translated
 from dinocache.readers.sequence import Sequence
 
 __all__ = ["VideoOptions", "VideoReader", "displayed"]

@@ -12,12 +12,19 @@ from pydantic import Field, model_validator
 
 from dinocache.errors import ItemError
 from dinocache.geometry import Geometry, Matrix
-from dinocache.readers.contract import ItemFiles, Labels, OpenItem, Pixels, Reader, ReaderOptions
+from dinocache.readers.contract import (
+    ItemFiles,
+    Labels,
+    OpenItem,
+    Pixels,
+    Reader,
+    ReaderOptions,
+    translated,
+)
 from dinocache.readers.dicom import is_dicom
 from dinocache.readers.metaimage import is_metaimage, read_metaimage
 from dinocache.readers.nifti import head_of, is_nifti, read_nifti
 from dinocache.readers.nrrd import read_nrrd
-from dinocache.readers.raw import translated
 from dinocache.readers.sampling import (
     Sampling,
     of_patient,

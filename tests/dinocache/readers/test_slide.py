@@ -262,7 +262,10 @@ def test_coordinates_are_corners_at_level_0_by_y_then_x(tmp_path: Path) -> None:
 def test_tiles_abut_where_levels_have_odd_sides(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "slide.tif", scanned(623, 471))
     reader = make_reader("slide", EVERYWHERE | {"tile_px": 30, "tile_mpp": 1.0})
-    with reader.open(ItemFiles(path=path)) as item, open_pyramid(path) as pyramid:
+    with (
+        reader.open(ItemFiles(path=path)) as item,
+        contextlib.closing(open_pyramid(path)) as pyramid,
+    ):
         assert pyramid.downsamples[2] != 4
         coords = item.coords()
         rows = item.rows(0, item.n_rows)
@@ -311,7 +314,7 @@ def test_tissue_does_not_depend_on_the_levels_that_there_are(tmp_path: Path, lev
 
 def test_an_overview_is_the_mean_of_what_it_covers(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "slide.tif", scanned(), levels=1, compression="zlib")
-    with open_pyramid(path) as pyramid:
+    with contextlib.closing(open_pyramid(path)) as pyramid:
         overview = pyramid.overview(10)
         odd = pyramid.overview(13)
     assert overview.shape == (47, 62, 3)
@@ -323,7 +326,7 @@ def test_an_overview_is_the_mean_of_what_it_covers(tmp_path: Path) -> None:
 
 def test_bands_do_not_change_an_overview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_pyramid(tmp_path / "slide.tif", scanned(), levels=1)
-    with open_pyramid(path) as pyramid:
+    with contextlib.closing(open_pyramid(path)) as pyramid:
         whole = pyramid.overview(11)
         monkeypatch.setattr("dinocache.readers.pyramid._BAND_PX", 3 * 11 * WIDTH)
         np.testing.assert_array_equal(pyramid.overview(11), whole)
@@ -384,7 +387,7 @@ def test_um_per_px_that_cannot_be(
 @pytest.mark.parametrize("tile", [48, None])
 def test_resolution_tags_have_units(tmp_path: Path, unit: str, tile: int | None) -> None:
     path = write_pyramid(tmp_path / "slide.tif", scanned(), um_per_px=0.243, unit=unit, tile=tile)
-    with open_pyramid(path) as pyramid:
+    with contextlib.closing(open_pyramid(path)) as pyramid:
         assert pyramid.um_per_px == pytest.approx((0.243, 0.243), rel=1e-3)
 
 
@@ -419,7 +422,7 @@ def test_tiles_that_the_file_leaves_out_are_white(tmp_path: Path) -> None:
         counts = list(file.pages[0].databytecounts)
     counts[2 * 10 + 3] = 0  # y 128, x 192
     overwrite(path, TileByteCounts=counts)
-    with open_pyramid(path) as pyramid:
+    with contextlib.closing(open_pyramid(path)) as pyramid:
         found = pyramid.region(0, 100, 90, 230, 120)
     assert (found[38:102, 92:156] == 255).all()
     np.testing.assert_array_equal(found, by_openslide(path, 100, 90, 0, (230, 120)))
@@ -442,7 +445,7 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
             last = item.rows(item.n_rows - 1, item.n_rows)[0]
         assert coords[:, 1].max() == 192 - 64, "a tile with an eighth of tissue was kept"
         assert last.shape == (3, 64, 64)
-        with open_pyramid(path) as pyramid:
+        with contextlib.closing(open_pyramid(path)) as pyramid:
             assert (pyramid.region(0, 128, 200, 99, 88) == 255).all()
 
 
@@ -452,7 +455,7 @@ def test_threads_share_a_slide_whose_cache_is_too_small(
     monkeypatch.setattr("dinocache.readers.tiff_tiles._CACHE_BYTES", 5 * 48 * 48 * 3)
     path = write_pyramid(tmp_path / "slide.tif", scanned())
     whole = by_openslide(path, 0, 0, 0, (WIDTH, HEIGHT))
-    with open_pyramid(path) as pyramid, ThreadPoolExecutor(4) as pool:
+    with contextlib.closing(open_pyramid(path)) as pyramid, ThreadPoolExecutor(4) as pool:
         corners = [(x, y) for y in range(0, 400, 37) for x in range(0, 500, 41)] * 3
 
         def same(corner: tuple[int, int]) -> bool:
@@ -532,7 +535,7 @@ def test_grey_becomes_three_channels(tmp_path: Path, grey: bool) -> None:
     path = tmp_path / "slide.tif"
     strips = {} if grey else {"tile": (64, 64)}
     tifffile.imwrite(path, image, photometric="minisblack", metadata=None, **strips)
-    with open_pyramid(path) as pyramid:
+    with contextlib.closing(open_pyramid(path)) as pyramid:
         found = pyramid.region(0, 5, 6, 300, 200)
     np.testing.assert_array_equal(found, image[6:206, 5:305, None].repeat(3, axis=2))
 
@@ -542,7 +545,7 @@ def test_jpeg2000_of_aperio_comes_from_openslide(tmp_path: Path) -> None:
         tmp_path / "slide.svs", scanned(), levels=1, compression="aperio_jp2000_rgb",
         description="Aperio Image Library v1\r\n620x470 |AppMag = 20|MPP = 0.4990",
     )  # fmt: skip
-    with open_pyramid(path) as pyramid:
+    with contextlib.closing(open_pyramid(path)) as pyramid:
         assert pyramid.um_per_px == (0.499, 0.499)
         found = pyramid.region(0, 100, 50, 90, 70)
     np.testing.assert_array_equal(found, by_openslide(path, 100, 50, 0, (90, 70)))
@@ -677,7 +680,7 @@ def test_boxes_give_the_pixels_of_openslide(shared_data: Path) -> None:
             rows = item.rows(0, item.n_rows)
             coords = item.coords().astype(int).tolist()
         side = rows[0].shape[1]
-        with open_pyramid(path) as pyramid:
+        with contextlib.closing(open_pyramid(path)) as pyramid:
             assert pyramid._page_of == [0, 1, 2, 3]
             shrink = pyramid.downsamples[level]
         for row, (x, y) in zip(rows, coords, strict=True):
