@@ -4,6 +4,7 @@ Grey stays grey (one channel) until the encoder's input is made; colour palettes
 alpha channel is dropped: the X-rays of NIH that have one have it opaque.
 """
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,29 @@ def own_grid_only(own: Geometry, like: Geometry | None) -> None:
         raise ItemError(f"its grid is {own.shape}, that of the first channel {like.shape}")
 
 
-class _OpenPicture(OpenItem):
-    n_rows = 1
+class _OneRow(OpenItem):
+    """A picture, kept once it is decoded: windows are measured on it before it is encoded."""
 
+    n_rows = 1
+    _kept: Pixels | None = None
+
+    @abstractmethod
+    def _decode(self) -> Pixels:
+        """Decode the picture."""
+
+    def rows(self, start: int, stop: int) -> list[Pixels]:
+        if start >= stop:
+            return []
+        pixels = self._kept  # two threads may both decode it: the same
+        if pixels is None:
+            pixels = self._kept = self._decode()
+        return [pixels]
+
+    def close(self) -> None:
+        self._kept = None
+
+
+class _OpenPicture(_OneRow):
     def __init__(self, files: ItemFiles, options: ImageOptions) -> None:
         self._files = files
         pages = open_pictures(files.path)
@@ -82,13 +103,11 @@ class _OpenPicture(OpenItem):
         self.value_range = first.value_range
         self.nbytes = sum(page.nbytes for page in self._pages)
 
-    def rows(self, start: int, stop: int) -> list[Pixels]:
-        if start >= stop:
-            return []
+    def _decode(self) -> Pixels:
         if len(self._pages) > 1:
-            return [np.concatenate([page.decode() for page in self._pages])]
+            return np.concatenate([page.decode() for page in self._pages])
         pixels = self._pages[0].decode()
-        return [pixels if self._picks is None else pixels[self._picks]]
+        return pixels if self._picks is None else pixels[self._picks]
 
     def mask(self) -> Labels:
         if self._files.mask is None:
@@ -96,9 +115,7 @@ class _OpenPicture(OpenItem):
         return _mask(self._files.mask, self._plane)
 
 
-class _OpenDicom(OpenItem):
-    n_rows = 1
-
+class _OpenDicom(_OneRow):
     def __init__(self, files: ItemFiles, options: ImageOptions) -> None:
         self._files = files
         self._image = image = dicom.DicomImage(files.path)
@@ -116,11 +133,9 @@ class _OpenDicom(OpenItem):
         self.file_window = image.file_window
         self.nbytes = image.rows * image.columns * image.channels * image.dtype.itemsize
 
-    def rows(self, start: int, stop: int) -> list[Pixels]:
-        if start >= stop:
-            return []
+    def _decode(self) -> Pixels:
         pixels = self._image.frame(self._frame)
-        return [pixels if self._picks is None else pixels[self._picks]]
+        return pixels if self._picks is None else pixels[self._picks]
 
     def mask(self) -> Labels:
         if self._files.mask is None:

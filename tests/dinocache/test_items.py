@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
-from making import tiny_request
+from making import make_table, tiny_request
 from PIL import Image
 
 from dinocache.encoders import encoder_spec
@@ -19,6 +19,7 @@ from dinocache.inference import load_encoder
 from dinocache.intensity import item_windows
 from dinocache.progress import QuietProgress
 from dinocache.readers import ItemFiles, OpenItem, Pixels, guess_reader, make_reader
+from dinocache.readers.pictures import Picture
 from dinocache.readers.volume import VolumeReader
 from dinocache.request import ExtractRequest, parse_channels, parse_options, parse_windows
 from dinocache.store import FeatureStore
@@ -499,3 +500,16 @@ def test_one_value_of_a_list() -> None:
     for text in ("pick=1", "pick=1,"):
         assert make_reader("volume", parse_options([text])).options["pick"] == [1]
     assert make_reader("image", parse_options(["channels=2"])).options["channels"] == [2]
+
+
+@pytest.mark.parametrize("window", ["full-range", "percentile"])
+def test_a_picture_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: str
+) -> None:
+    table = make_table(tmp_path, 5)
+    decoded = []
+    plain = Picture.decode
+    monkeypatch.setattr(Picture, "decode", lambda self: decoded.append(self.path) or plain(self))
+    windows = parse_windows(window)
+    assert not extract(tiny_request(table, tmp_path / "f", windows=windows)).failures
+    assert len(decoded) == len(set(decoded)) == 5
