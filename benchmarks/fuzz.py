@@ -422,13 +422,12 @@ def make_mutant(fmt: Format, sample: Path, seed: int, number: int, folder: Path)
     """
     rng = random.Random(f"{fmt.label} {seed} {number}")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     target = folder / sample.name
     if sample.is_dir():
         shutil.copytree(sample, target)
-    else:
-        shutil.copyfile(sample, target)
-    victim = rng.choice(victims(target))
+    else:  # with what lies beside it: the data of a detached header
+        shutil.copytree(sample.parent, folder)
+    victim = rng.choice(victims(folder))
     victim.write_bytes(mutate(victim.read_bytes(), rng))
     return target
 
