@@ -1,13 +1,17 @@
-"""Does units: decode, encode and write overlap; each unit is committed as a whole.
+"""Does units: reading, encoding, collecting and writing overlap; each unit is committed as a whole.
 
-Decoding runs in threads (the readers' libraries release the interpreter's lock), encoding in the
-calling thread, writing in one thread of its own, with bounded queues between.
+    decode threads --rows--> encode --batches--> collect --files--> write --records--> commit
+                             (the calling thread)
+
+Every arrow is a bounded queue. On a CUDA device the calling thread only launches: copies from
+pinned memory, the forward pass and the copies back are behind it, and `collect` waits for them.
 """
 
-import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,17 +19,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dinocache.decoding import Decoding, Head, Piece, UnitWork
-from dinocache.errors import ItemError, RequestError
+from dinocache.decoding import READ, Decoding, Head, Piece, Row, UnitWork
+from dinocache.errors import ItemError, RequestError, StoppedError, TooManyFailuresError
 from dinocache.intensity import Window
 from dinocache.layout import COORD, ITEM_PREFIX, NATIVE_KINDS, is_row_kind, parse_kind
+from dinocache.meter import Meter
+from dinocache.pipeline import Stage
 from dinocache.plan import Segment
 from dinocache.progress import Progress
 from dinocache.readers import Pixels
 from dinocache.records import Failure, Record, StoredObject
 from dinocache.source import Source
 from dinocache.store import FeatureStore
-from dinocache.transforms import Preprocess
+from dinocache.transforms import Preprocess, Staged
 from dinocache.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -36,18 +42,64 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "close_segment"]
 
 FLOAT16_MAX = 65504.0
-_WRITES_AHEAD = 8
+ENCODE, COLLECT, WRITE = "encode", "collect", "write"
+_BATCHES_AHEAD = 2
+_WRITERS, _WRITES_AHEAD = 2, 2
+"""Each write waits for the disk most of its time, so a second one goes meanwhile."""
+_UNITS_BEHIND = 1
+"""Units that are encoded and not committed yet: what a kill costs beside the one in work."""
 _NOTES_TOLD = 5
 
 
 @dataclass
 class _Committing:
-    """What gathers, in the writing thread, until a unit's kind is committed."""
+    """What gathers until a unit's kind is committed."""
 
     objects: dict[str, StoredObject] = field(default_factory=dict)
     failed: dict[str, Failure] = field(default_factory=dict)
     not_asked: list[str] = field(default_factory=list)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class _Writing:
+    """Threads that write, each through a writer of its own, and one that commits behind them."""
+
+    def __init__(self, store: FeatureStore, meter: Meter) -> None:
+        self._meter = meter
+        self.writers = [StoreWriter(store) for _ in range(_WRITERS)]
+        self._stages = [Stage(WRITE, ahead=_WRITES_AHEAD, meter=meter) for _ in self.writers]
+        self._committing = Stage(None, ahead=_UNITS_BEHIND, meter=meter)
+
+    def put(self, key: int, call: Callable[[StoreWriter], None]) -> Future[None]:
+        """Queue a write; those of the same key are done in order."""
+        index = key % len(self._stages)
+        return self._stages[index].put(partial(call, self.writers[index]))
+
+    def commit(self, writes: Sequence[Future[None]], call: Callable[[StoreWriter], None]) -> None:
+        """Queue what is done once all of these writes are; waits while too many units are behind.
+
+        The next unit describes the array of an item that it shares with this one anew.
+        """
+        for stage, writer in zip(self._stages, self.writers, strict=True):
+            stage.put(writer.close_native)
+
+        def wait_and_commit() -> None:
+            for write in writes:
+                write.result()
+            with self._meter.busy(WRITE):
+                call(self.writers[0])
+
+        self._committing.put(wait_and_commit)
+
+    def finish(self) -> None:
+        """Wait for all; raises what one of them raised."""
+        for stage in (*self._stages, self._committing):
+            stage.finish()
+
+    def stop(self) -> None:
+        """Drop what has not begun."""
+        for stage in (*self._stages, self._committing):
+            stage.stop()
 
 
 class Engine:
@@ -59,6 +111,10 @@ class Engine:
         encoder: The frozen model.
         progress: Told of what is committed.
         made_by: Versions of what makes the numbers, for the records.
+        meter: How busy each stage is.
+        rows_done: Committed by this engine.
+        units_done: Likewise.
+        failed: Ids of the items that failed.
     """
 
     def __init__(
@@ -70,18 +126,44 @@ class Engine:
         workers: int,
         progress: Progress,
         made_by: dict[str, str],
+        max_failures: int | None = None,
+        stop: threading.Event | None = None,
+        device_turn: AbstractContextManager[Any] | None = None,
+        careful: bool = False,
     ) -> None:
+        """See the class.
+
+        Args:
+            writer: Of the store.
+            source: Of the items.
+            encoder: The frozen model.
+            workers: Threads that read.
+            progress: Told of what is committed.
+            made_by: For the records.
+            max_failures: Items that may fail.
+            stop: Once set, the unit in work is dropped and `StoppedError` raised.
+            device_turn: Held during a pass, where several engines share a device.
+            careful: Whether items are read one by one and never beside a pass, so that what ends
+                the process is known.
+        """
         self.writer = writer
         self.source = source
         self.encoder = encoder
         self.progress = progress
         self.made_by = made_by
+        self.meter = Meter({READ: workers, ENCODE: 1, COLLECT: 1, WRITE: _WRITERS})
         self._workers = workers
+        self._max_failures = max_failures
+        self._stop = stop or threading.Event()
+        self._device_turn = device_turn or nullcontext()
+        self._careful = careful
         header = writer.store.header
         self._batch = header.grid.batch
         self._recipe = header.recipe
         self._prepare = Preprocess(header.recipe.input, encoder.device)
+        self.rows_done = self.units_done = 0
         self._told = 0
+        self.failed: set[str] = set()
         self._by_item = encoder.spec.network == "volume"
         channels = header.recipe.channels
         self._passes: tuple[str | None, ...] = (None,)
@@ -97,36 +179,47 @@ class Engine:
 
         Raises:
             StoreWriteError: If the disk refuses; what was committed before is whole.
+            StoppedError: If it was asked to stop; likewise.
+            TooManyFailuresError: If more items failed than may; likewise.
         """
         decoding = Decoding(
             self.source,
             self._recipe,
+            self.staged,
             workers=self._workers,
             rows_ahead=self._workers * 2 + self._batch,
             whole_items=self._by_item,
+            meter=self.meter,
             progress=self.progress,
+            ahead=not self._careful,
         )
-        writing = _WritingThread()
+        pieces = decoding.pieces(work)
+        collecting = Stage(None, ahead=_BATCHES_AHEAD, meter=self.meter)
+        writing = _Writing(self.writer.store, self.meter)
         try:
-            pieces = decoding.pieces(work)
-            for unit_work in work:
-                self._do_unit(unit_work, pieces, decoding, writing)
+            try:
+                for unit_work in work:
+                    self._do_unit(_OpenUnit(self, unit_work, collecting, writing), pieces, decoding)
+            except (StoppedError, TooManyFailuresError):
+                # The unit in work is dropped, those behind it are whole.
+                decoding.stop()
+                collecting.finish()
+                writing.finish()
+                raise
+            collecting.finish()
             writing.finish()
         finally:
             decoding.stop()
+            pieces.close()
+            collecting.stop()
             writing.stop()
 
     # A unit
 
-    def _do_unit(
-        self,
-        work: UnitWork,
-        pieces: Iterator[Piece],
-        decoding: Decoding,
-        writing: "_WritingThread",
-    ) -> None:
-        unit = _OpenUnit(self, work, writing)
-        for _ in range(work.unit.n_items):
+    def _do_unit(self, unit: "_OpenUnit", pieces: Iterator[Piece], decoding: Decoding) -> None:
+        self._check_failures()
+        for _ in range(unit.work.unit.n_items):
+            self._check_stop()  # also where no item can be read
             piece = next(pieces)
             try:
                 self._do_piece(piece, unit, decoding)
@@ -140,58 +233,76 @@ class Engine:
         try:
             head = piece.head.result()
             unit.begin(piece, head)
-            with closing(decoding.blocks(piece, head)) as blocks:
+            with closing(decoding.blocks(piece, head, unit.work.kinds)) as blocks:
                 for block in blocks:
                     unit.put_image(piece, head, done, block)
-                    for pixels in block:
-                        unit.put_row(piece.item_id, pixels, head.windows)
+                    for row in block:
+                        unit.put_row(piece.item_id, row.inputs)
                     done += len(block)
+                    self._check_stop()
         except ItemError as exc:
             unit.fail(piece, str(exc), begun=head is not None)
         for _ in range(piece.n_rows - done):
             # A failed row keeps its place, so that its neighbours' batch stays as planned.
-            unit.put_row(piece.item_id, None, ())
+            unit.put_row(piece.item_id, None)
         if self._by_item:
             unit.encode()
 
-    def prepare(self, pixels: Pixels, windows: Sequence[Window]) -> "tuple[torch.Tensor, ...]":
-        """Make a row's input for each pass through the encoder."""
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise StoppedError("stopped; what was committed is whole")
+
+    def _check_failures(self) -> None:
+        """See between two units, so that what failed is recorded, whether too many items did."""
+        if self._max_failures is not None and len(self.failed) > self._max_failures:
+            raise TooManyFailuresError(
+                f"stopped: {len(self.failed)} items failed, --max-failures is "
+                f"{self._max_failures}. What was committed is whole, `dinocache failures "
+                f"{self.writer.store.path}` says why they failed; mend them, or raise the limit, "
+                "and run the same command again"
+            )
+
+    def note_failure(self, item_id: str) -> None:
+        """Count an item that failed."""
+        self.failed.add(item_id)
+
+    def staged(self, pixels: Pixels, windows: Sequence[Window]) -> tuple[Staged, ...]:
+        """Make a row's input for each pass through the encoder, as far as threads can."""
         if self._recipe.channels.mode == "stacked":
-            return (self._prepare(pixels, windows),)
+            return (self._prepare.stage(pixels, windows),)
         several = [*windows] * len(pixels) if len(windows) == 1 else windows
         return tuple(
-            self._prepare(pixels[c : c + 1], several[c : c + 1]) for c in range(len(pixels))
+            self._prepare.stage(pixels[c : c + 1], several[c : c + 1]) for c in range(len(pixels))
         )
 
     def encode(
-        self, batch: "Sequence[torch.Tensor | None]", kinds: Sequence[str], channel: str | None
-    ) -> "dict[str, torch.Tensor]":
+        self, batch: Sequence[Staged | None], kinds: Sequence[str], channel: str | None
+    ) -> "_Encoded":
         """Encode one batch in one pass.
 
         Args:
-            batch: (channels, height, width) each; None where a row failed. Not all are None.
+            batch: None where a row failed. Not all are None.
             kinds: Of this channel.
             channel: Its name; None where all go together.
 
         Returns:
-            Kind -> (batch, ...) float32.
+            Its features, maybe still on their way from the device.
         """
-        import torch
-
-        recipe = self._recipe.input
-        empty = torch.zeros((recipe.channels, *recipe.resolution), device=self.encoder.device)
-        rows = [empty if row is None else row for row in batch]
         asked: Sequence[str] = kinds
+        rows = list(batch)
         if self.encoder.compiled and not self._by_item:
             # One shape and one graph, also for what is left of a unit that was interrupted: what is
             # compiled for other outputs may differ in its last bits.
-            rows += [empty] * (self._batch - len(rows))
+            rows += [None] * (self._batch - len(rows))
             asked = [k for k in self._all_kinds if _channel(k) == channel]
         bases = {kind: _base(kind) for kind in asked}
-        found = self.encoder(torch.stack(rows), tuple(bases.values()))
-        values = {kind: found[base][: len(batch)] for kind, base in bases.items() if kind in kinds}
-        self._check_shapes(values)
-        return values
+        with self._device_turn:
+            encoded = _Encoded(self.encoder.device, self.meter)
+            found = self.encoder(self._prepare.batch(rows), tuple(bases.values()))
+            wanted = {k: found[base][: len(batch)] for k, base in bases.items() if k in kinds}
+            self._check_shapes(wanted)
+            encoded.take(wanted)
+        return encoded
 
     def tell(self, item_id: str, notes: Sequence[str]) -> None:
         """Say what a person should know of an item; of the first few only, the store has all."""
@@ -222,11 +333,69 @@ class Engine:
                 )
 
 
-class _OpenUnit:
-    """A unit while its rows come: batches to encode, blocks to write, what to commit."""
+class _Encoded:
+    """The features of a batch, on their way from the device."""
 
-    def __init__(self, engine: Engine, work: UnitWork, writing: "_WritingThread") -> None:
-        self._engine, self._work, self._writing = engine, work, writing
+    def __init__(self, device: "torch.device", meter: Meter) -> None:
+        """Begin to measure; the batch is launched next."""
+        import torch
+
+        self._meter = meter
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._began = time.monotonic()
+        self._events: list[torch.cuda.Event] = []
+        self._mark()
+
+    def _mark(self) -> None:
+        """Note the moment at which the device comes this far."""
+        import torch
+
+        if self._stream is not None:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record(self._stream)
+            self._events.append(event)
+
+    def take(self, features: "Mapping[str, torch.Tensor]") -> None:
+        """Cast, and begin the copies to the host."""
+        import torch
+
+        self._found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for kind, values in features.items():
+            largest, half = values.abs().flatten(1).amax(1), values.to(torch.float16)
+            self._found[kind] = (self._to_host(half), self._to_host(largest))
+        self._mark()
+        if self._stream is None:
+            self._meter.add(ENCODE, time.monotonic() - self._began)
+
+    def _to_host(self, values: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        if self._stream is None:
+            return values.cpu()
+        pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return pinned.copy_(values, non_blocking=True)
+
+    def result(self) -> dict[str, tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]]:
+        """Wait for the device: kind -> ((rows, ...) float16, (rows,) largest magnitude)."""
+        if self._stream is not None:
+            first, last = self._events
+            last.synchronize()
+            self._meter.add(ENCODE, first.elapsed_time(last) / 1000)
+        return {kind: (half.numpy(), top.numpy()) for kind, (half, top) in self._found.items()}
+
+
+class _OpenUnit:
+    """A unit while its rows come: batches to encode, files to write, what to commit.
+
+    `begin`, `put_image`, `put_row`, `fail`, `encode` and `finish` are called where the encoder
+    runs; what they queue, in the collecting thread; writes and the commit, in theirs.
+    """
+
+    def __init__(
+        self, engine: Engine, work: UnitWork, collecting: Stage, writing: _Writing
+    ) -> None:
+        self.work = work
+        self._engine, self._collecting, self._writing = engine, collecting, writing
         self._gathered = {kind: _Committing() for kind in work.kinds}
         self._row_kinds = [kind for kind in work.kinds if is_row_kind(kind)]
         in_features = [kind for kind in work.kinds if kind not in NATIVE_KINDS]
@@ -234,7 +403,8 @@ class _OpenUnit:
             kind: _RowBlocks(engine.writer.layout(kind).file_rows, work.unit.row_start)
             for kind in in_features
         }
-        self._batch: list[tuple[torch.Tensor, ...] | None] = []
+        self._writes: list[Future[None]] = []
+        self._batch: list[tuple[Staged, ...] | None] = []
         self._owners: list[str] = []
 
     def begin(self, piece: Piece, head: Head) -> None:
@@ -244,10 +414,13 @@ class _OpenUnit:
                 gathering.notes[piece.item_id] = notes
             self._engine.tell(piece.item_id, notes)
         if COORD in self._gathered:
-            self._add(COORD, head.coords)
-            if head.thumbnail is not None:
-                write = self._engine.writer.write_thumb
-                self._keep(COORD, partial(write, piece.position, head.thumbnail))
+            self._collecting.put(partial(self._add, COORD, head.coords))
+            if (picture := head.thumbnail) is not None:
+                self._write(
+                    COORD,
+                    piece.position,
+                    lambda writer: writer.write_thumb(piece.position, picture),
+                )
         if "mask" in self._gathered:
             self._put_mask(piece, head)
 
@@ -256,15 +429,15 @@ class _OpenUnit:
         if piece.item_id not in self._engine.source.masks:
             gathering.not_asked.append(piece.item_id)
         elif head.mask is None:
-            reason = head.mask_reason or "it has no mask"
-            gathering.failed[piece.item_id] = self._engine.source.failure(piece.item_id, reason)
+            self._fail("mask", piece.item_id, head.mask_reason or "it has no mask")
         else:
             self._put_native("mask", piece, head, 0, head.mask)
 
-    def put_image(self, piece: Piece, head: Head, first: int, rows: Sequence[Pixels]) -> None:
+    def put_image(self, piece: Piece, head: Head, first: int, rows: Sequence[Row]) -> None:
         """Take rows of the item's own grid, from number `first` of the piece."""
         if "image" in self._gathered:
-            self._put_native("image", piece, head, first, np.stack(rows, axis=1))
+            pixels = [row.pixels for row in rows if row.pixels is not None]
+            self._put_native("image", piece, head, first, np.stack(pixels, axis=1))
 
     def _put_native(
         self, kind: str, piece: Piece, head: Head, first: int, rows: npt.NDArray[Any]
@@ -272,41 +445,52 @@ class _OpenUnit:
         attributes = head.item.geometry.to_attributes()
         if kind == "image":
             attributes["windows"] = [list(window) for window in head.windows]
-        write = partial(
-            self._engine.writer.write_native,
-            kind,
-            piece.position,
-            rows,
-            start=piece.offset + first,
-            depth=head.item.n_rows,
-            attributes=attributes,
-        )
-        self._keep(kind, write)
+        depth = head.item.n_rows
 
-    def put_row(self, item_id: str, pixels: Pixels | None, windows: Sequence[Window]) -> None:
+        def write(writer: StoreWriter) -> dict[str, StoredObject]:
+            return writer.write_native(
+                kind,
+                piece.position,
+                rows,
+                start=piece.offset + first,
+                depth=depth,
+                attributes=attributes,
+            )
+
+        self._write(kind, piece.position, write)
+
+    def put_row(self, item_id: str, inputs: tuple[Staged, ...] | None) -> None:
         """Take a row, or None where there is none; encodes when the batch is full."""
         if not self._row_kinds:
             return
-        self._batch.append(None if pixels is None else self._engine.prepare(pixels, windows))
+        self._batch.append(inputs)
         self._owners.append(item_id)
         if len(self._batch) == self._engine.batch:
             self.encode()
 
     def fail(self, piece: Piece, reason: str, *, begun: bool) -> None:
         """Note that an item, or what is left of it, cannot be read."""
-        failure = self._engine.source.failure(piece.item_id, reason)
         for kind, gathering in self._gathered.items():
             if kind == "mask" and piece.item_id not in self._engine.source.masks:
                 if not begun:
                     gathering.not_asked.append(piece.item_id)
             else:
-                gathering.failed[piece.item_id] = failure
+                self._fail(kind, piece.item_id, reason, replaces=True)
         if COORD in self._blocks and not begun:
             columns = self._engine.writer.layout(COORD).tail
-            self._add(COORD, np.full((piece.n_rows, *columns), np.nan))
+            nothing = np.full((piece.n_rows, *columns), np.nan)
+            self._collecting.put(partial(self._add, COORD, nothing))
+
+    def _fail(self, kind: str, item_id: str, reason: str, *, replaces: bool = False) -> None:
+        failed, failure = self._gathered[kind].failed, self._engine.source.failure(item_id, reason)
+        if replaces:
+            failed[item_id] = failure
+        else:  # at once: two threads come here, and the record must not depend on which is first
+            failed.setdefault(item_id, failure)
+        self._engine.note_failure(item_id)
 
     def encode(self) -> None:
-        """Encode the batch; rows whose features cannot be kept become NaN and failures."""
+        """Encode the batch."""
         batch, owners = self._batch, self._owners
         self._batch, self._owners = [], []
         if not batch:
@@ -317,66 +501,69 @@ class _OpenUnit:
                 continue
             inputs = [None if row is None else row[number] for row in batch]
             if all(row is None for row in inputs):
-                for kind in kinds:
-                    tail = self._engine.writer.layout(kind).tail
-                    self._add(kind, np.full((len(batch), *tail), np.nan, np.float16))
+                self._collecting.put(partial(self._add_nothing, kinds, len(batch)))
                 continue
-            for kind, values in self._engine.encode(inputs, kinds, channel).items():
-                self._add(kind, self._kept(kind, values, inputs, owners))
-
-    def _kept(
-        self,
-        kind: str,
-        values: "torch.Tensor",
-        inputs: "Sequence[torch.Tensor | None]",
-        owners: Sequence[str],
-    ) -> npt.NDArray[np.float16]:
-        import torch
-
-        largest = values.abs().flatten(1).amax(1)
-        kept = (largest <= FLOAT16_MAX).tolist()  # False for NaN, too
-        half = values.to(torch.float16).cpu().numpy()
-        for index, owner in enumerate(owners):
-            if inputs[index] is not None and kept[index]:
-                continue
-            half[index] = np.nan
-            if inputs[index] is not None:
-                reason = _why_not_kept(kind, float(largest[index]))
-                failure = self._engine.source.failure(owner, reason)
-                self._gathered[kind].failed.setdefault(owner, failure)
-        return half
+            encoded = self._engine.encode(inputs, kinds, channel)
+            present = [row is not None for row in inputs]
+            self._collecting.put(partial(self._collect, encoded, present, owners))
 
     def finish(self) -> None:
-        """Write what is left, then commit; both in the writing thread."""
-        for kind, blocks in self._blocks.items():
-            for row, block in blocks.rest():
-                self._keep(kind, partial(self._write_rows, kind, row, block))
-        self._writing.put(self._commit)
+        """Write what is left, then commit."""
+        self._collecting.put(self._finish)
+
+    # In the collecting thread
+
+    def _collect(self, encoded: _Encoded, present: Sequence[bool], owners: Sequence[str]) -> None:
+        """Take a batch's features; those that cannot be kept become NaN and failures."""
+        for kind, (half, largest) in encoded.result().items():
+            with self._engine.meter.busy(COLLECT):
+                kept = largest <= FLOAT16_MAX  # False for NaN, too
+                for index in map(int, np.flatnonzero(~(kept & np.array(present)))):
+                    half[index] = np.nan
+                    if present[index]:
+                        reason = _why_not_kept(kind, float(largest[index]))
+                        self._fail(kind, owners[index], reason)
+            self._add(kind, half)
+
+    def _add_nothing(self, kinds: Sequence[str], n_rows: int) -> None:
+        for kind in kinds:
+            tail = self._engine.writer.layout(kind).tail
+            self._add(kind, np.full((n_rows, *tail), np.nan, np.float16))
 
     def _add(self, kind: str, values: npt.NDArray[Any]) -> None:
-        for row, block in self._blocks[kind].add(values):
-            self._keep(kind, partial(self._write_rows, kind, row, block))
+        with self._engine.meter.busy(COLLECT):
+            files = list(self._blocks[kind].add(values))
+        for row, block in files:
+            self._write_rows(kind, row, block)
 
-    def _keep(self, kind: str, write: Callable[[], dict[str, StoredObject]]) -> None:
+    def _write_rows(self, kind: str, row: int, block: npt.NDArray[Any]) -> None:
+        if not np.isnan(block).all():
+            number = row // len(block)
+            self._write(kind, number, lambda writer: writer.write_rows(kind, row, block))
+
+    def _finish(self) -> None:
+        for kind, blocks in self._blocks.items():
+            for row, block in blocks.rest():
+                self._write_rows(kind, row, block)
+        self._writing.commit(self._writes, self._commit)
+
+    def _write(
+        self, kind: str, key: int, write: Callable[[StoreWriter], dict[str, StoredObject]]
+    ) -> None:
         """Write later, and note what was written for the commit."""
-        gathering = self._gathered[kind]
-        self._writing.put(lambda: gathering.objects.update(write()))
+        objects = self._gathered[kind].objects
+        self._writes.append(self._writing.put(key, lambda writer: objects.update(write(writer))))
 
-    # In the writing thread
+    # In the committing thread
 
-    def _write_rows(self, kind: str, row: int, block: npt.NDArray[Any]) -> dict[str, StoredObject]:
-        if np.isnan(block).all():
-            return {}
-        return self._engine.writer.write_rows(kind, row, block)
-
-    def _commit(self) -> None:
-        unit, engine = self._work.unit, self._engine
+    def _commit(self, writer: StoreWriter) -> None:
+        unit, engine = self.work.unit, self._engine
         for kind, gathering in self._gathered.items():
-            engine.writer.commit(
+            writer.commit(
                 Record(
                     unit=unit.name,
                     kind=kind,
-                    recipe=self._work.segment.recipe,
+                    recipe=self.work.segment.recipe,
                     rows=(unit.row_start, unit.row_start + unit.n_rows),
                     items=unit.n_items,
                     failed=gathering.failed,
@@ -386,9 +573,10 @@ class _OpenUnit:
                     made_by=engine.made_by,
                 )
             )
-        engine.writer.close_native()
         written = sum(o.bytes for g in self._gathered.values() for o in g.objects.values())
-        engine.progress.advance(unit.n_rows, written)
+        engine.rows_done += unit.n_rows
+        engine.units_done += 1
+        engine.progress.advance(unit.n_rows, written, engine.meter.fractions())
 
 
 class _RowBlocks:
@@ -414,46 +602,6 @@ class _RowBlocks:
         """Yield what is left behind the last whole file."""
         if self._parts and len(block := np.concatenate(self._parts)):
             yield self._row, block
-
-
-class _WritingThread:
-    """Runs calls one after another in a thread of its own, a bounded number behind."""
-
-    def __init__(self) -> None:
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_WRITES_AHEAD)
-        self._error: BaseException | None = None
-        self._dropping = False
-        self._thread = threading.Thread(target=self._run, name="write", daemon=True)
-        self._thread.start()
-
-    def put(self, call: Callable[[], None]) -> None:
-        """Queue a call; raises what an earlier one raised."""
-        if self._error is not None:
-            raise self._error
-        self._queue.put(call)
-
-    def finish(self) -> None:
-        """Wait for all calls; raises what one of them raised."""
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
-        """Drop the calls that have not begun, and end."""
-        if self._thread.is_alive():
-            self._dropping = True
-            self._queue.put(None)
-            self._thread.join()
-
-    def _run(self) -> None:
-        while (call := self._queue.get()) is not None:
-            if self._error is not None or self._dropping:
-                continue
-            try:
-                call()
-            except BaseException as exc:  # raised again in the calling thread
-                self._error = exc
 
 
 def close_segment(

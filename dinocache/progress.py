@@ -2,7 +2,10 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Protocol, TextIO
+
+from dinocache.meter import busy_text
 
 __all__ = [
     "LineProgress",
@@ -10,6 +13,7 @@ __all__ = [
     "QuietProgress",
     "RichProgress",
     "human_bytes",
+    "human_seconds",
     "make_progress",
 ]
 
@@ -25,8 +29,8 @@ class Progress(Protocol):
         """Begin, with some rows done before."""
         ...
 
-    def advance(self, rows: int, n_bytes: int) -> None:
-        """Count rows and bytes that are committed."""
+    def advance(self, rows: int, n_bytes: int, busy: Mapping[str, float]) -> None:
+        """Count rows and bytes that are committed; `busy` is the fraction of each stage so far."""
         ...
 
     def stop(self) -> None:
@@ -47,7 +51,7 @@ class QuietProgress:
     def start(self, total_rows: int, done_rows: int) -> None:
         """Do nothing."""
 
-    def advance(self, rows: int, n_bytes: int) -> None:
+    def advance(self, rows: int, n_bytes: int, busy: Mapping[str, float]) -> None:
         """Do nothing."""
 
     def stop(self) -> None:
@@ -70,10 +74,10 @@ class LineProgress:
 
     def start(self, total_rows: int, done_rows: int) -> None:
         """Begin counting."""
-        self._total, self._done = total_rows, done_rows
+        self._total, self._done, self._fresh = total_rows, done_rows, 0
         self._began = self._said = time.monotonic()
 
-    def advance(self, rows: int, n_bytes: int) -> None:
+    def advance(self, rows: int, n_bytes: int, busy: Mapping[str, float]) -> None:
         """Count, and say so if the last line is long ago."""
         self._done += rows
         self._fresh += rows
@@ -85,7 +89,8 @@ class LineProgress:
             left = (self._total - self._done) / rate if rate else 0
             self.note(
                 f"{self._done}/{self._total} rows, {rate:.1f} rows/s, "
-                f"{human_bytes(self._bytes)} written, {left:.0f} s left"
+                f"{human_bytes(self._bytes)} written, {human_seconds(left)} left"
+                + (f"; busy: {busy_text(busy)}" if busy else "")
             )
 
     def stop(self) -> None:
@@ -106,9 +111,12 @@ class RichProgress:
             TextColumn("{task.fields[rate]:.1f} rows/s"),
             TextColumn("{task.fields[written]}"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[busy]}", style="dim"),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task("", total=None, visible=False, rate=0.0, written="0 B")
+        self._task = self._bar.add_task(
+            "", total=None, visible=False, rate=0.0, written="0 B", busy=""
+        )
         self._fresh = self._bytes = 0
         self._began = time.monotonic()
 
@@ -118,16 +126,22 @@ class RichProgress:
 
     def start(self, total_rows: int, done_rows: int) -> None:
         """Show the bar."""
-        self._began = time.monotonic()
+        self._began, self._fresh = time.monotonic(), 0
         self._bar.update(self._task, total=total_rows, completed=done_rows, visible=True)
         self._bar.start()
 
-    def advance(self, rows: int, n_bytes: int) -> None:
+    def advance(self, rows: int, n_bytes: int, busy: Mapping[str, float]) -> None:
         """Move the bar."""
         self._fresh += rows
         self._bytes += n_bytes
         rate = self._fresh / max(time.monotonic() - self._began, 1e-9)
-        self._bar.update(self._task, advance=rows, rate=rate, written=human_bytes(self._bytes))
+        self._bar.update(
+            self._task,
+            advance=rows,
+            rate=rate,
+            written=human_bytes(self._bytes),
+            busy=busy_text(busy),
+        )
 
     def stop(self) -> None:
         """Leave the bar as it stands."""
@@ -146,3 +160,12 @@ def human_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Write a duration as people do: `42 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

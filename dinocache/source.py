@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +15,17 @@ from dinocache.readers import ItemFiles, OpenItem, Reader
 from dinocache.readers.channels import open_channels
 from dinocache.records import Failure
 
-__all__ = ["Source", "guarded"]
+__all__ = ["Source", "Watch", "guarded"]
 
 T = TypeVar("T")
+
+Watch = Callable[[str], AbstractContextManager[None]]
+"""Told of each item, by its id, while a reader is at work on it: where that ends the process, this
+is how the item is found."""
+
+
+def _nobody(item_id: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,8 @@ class Source:
         paths: Item id -> paths relative to the data folder, one a channel.
         masks: Item id -> path of its mask; items without one are not in it.
         crop_masks: Item id -> path of the label map at whose centroid it is cropped.
+        killers: Item id -> why it is not to be touched: reading it has ended a process.
+        watch: Held while a reader is at work on an item.
     """
 
     data: Path
@@ -36,9 +47,19 @@ class Source:
     paths: Mapping[str, tuple[str, ...]]
     masks: Mapping[str, str]
     crop_masks: Mapping[str, str]
+    killers: Mapping[str, str] = field(default_factory=dict)
+    watch: Watch = _nobody
 
     @classmethod
-    def of_table(cls, table: pd.DataFrame, data: Path, reader: Reader[Any]) -> "Source":
+    def of_table(
+        cls,
+        table: pd.DataFrame,
+        data: Path,
+        reader: Reader[Any],
+        *,
+        killers: Mapping[str, str] | None = None,
+        watch: Watch = _nobody,
+    ) -> "Source":
         """Take the paths out of an item table."""
         columns = list(channel_columns(table).values()) or ["path"]
         ids = [str(i) for i in table["item_id"]]
@@ -48,6 +69,8 @@ class Source:
             paths=dict(zip(ids, zip(*(table[c] for c in columns), strict=True), strict=True)),
             masks=_present(table, "mask"),
             crop_masks=_present(table, "crop_mask"),
+            killers=killers or {},
+            watch=watch,
         )
 
     def files(self, item_id: str) -> list[ItemFiles]:
@@ -63,16 +86,21 @@ class Source:
         ]
 
     def open(self, item_id: str) -> OpenItem:
-        """Open an item; raises `ItemError`."""
+        """Open an item; raises `ItemError`. Whoever calls this, and reads it, holds `watch`."""
+        if item_id in self.killers:
+            raise ItemError(self.killers[item_id])
         return guarded(lambda: open_channels(self.reader, self.files(item_id)))
 
     def count_rows(self, item_id: str) -> int:
         """Count an item's rows by its header; raises `ItemError`."""
+        if item_id in self.killers:
+            raise ItemError(self.killers[item_id])
         files = self.files(item_id)
         for channel in files:
             if not channel.path.exists():
                 raise ItemError("the file is missing")
-        return guarded(lambda: self.reader.count_rows(files[0]))
+        with self.watch(item_id):
+            return guarded(lambda: self.reader.count_rows(files[0]))
 
     def failure(self, item_id: str, reason: str) -> Failure:
         """Make the entry of the failure ledger."""

@@ -7,6 +7,7 @@ libraries do, for 8-bit images. See docs/encoders.md, "Input", for how the two c
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from dinocache.intensity import Window
     from dinocache.readers.contract import Pixels
 
-__all__ = ["Preprocess", "check_row"]
+__all__ = ["Preprocess", "Staged", "check_row"]
 
 Shape = tuple[int, int]
 
@@ -71,8 +72,22 @@ def check_row(recipe: InputRecipe, row: "Pixels", *, alone: bool = False) -> Non
         )
 
 
+@dataclass(frozen=True)
+class Staged:
+    """A row, or one channel of it, as far as it is made where it was decoded.
+
+    Attributes:
+        values: (C, Y, X). On a CUDA device's way the decoded pixels, in pinned memory; else float32
+            of the encoder's height and width, in [0, 1].
+        windows: Still to be applied, on the device; none where that is done.
+    """
+
+    values: "torch.Tensor"
+    windows: "tuple[Window, ...]" = ()
+
+
 class Preprocess:
-    """Makes the encoder's input of one row."""
+    """Makes the encoder's input: `stage` in the threads that decode, `batch` on the device."""
 
     def __init__(self, recipe: InputRecipe, device: "torch.device") -> None:
         import torch
@@ -86,7 +101,21 @@ class Preprocess:
         self._scale, self._shift = 1 / std, -mean / std
 
     def __call__(self, pixels: "Pixels", windows: "Sequence[Window]") -> "torch.Tensor":
-        """Window, resize and normalise.
+        """Window, resize and normalise one row.
+
+        Args:
+            pixels: As for `stage`.
+            windows: As for `stage`.
+
+        Returns:
+            (channels, height, width) float32, normalised, on the device.
+        """
+        return self.batch([self.stage(pixels, windows)])[0]
+
+    def stage(self, pixels: "Pixels", windows: "Sequence[Window]") -> Staged:
+        """Do what is done on the host.
+
+        NumPy and Pillow only: torch would start threads of its own beside each that decodes.
 
         Args:
             pixels: (C, Y, X), C from 1 to 3. Of two channels the mean becomes the third.
@@ -94,7 +123,7 @@ class Preprocess:
                 channel, one for each that is to be made of it.
 
         Returns:
-            (channels, height, width) float32, normalised, on the device.
+            What `batch` takes.
         """
         import torch
 
@@ -105,36 +134,76 @@ class Preprocess:
             values = np.repeat(pixels, len(windows), axis=0)
         if resize.arithmetic == "uint8":
             eighth = [_pillow(channel, shape, resize.filter) for channel in values]
-            resized = torch.from_numpy(np.stack(eighth).astype(np.float32) / np.float32(255))
+            resized = np.stack(eighth).astype(np.float32) / np.float32(255)
         elif self.device.type == "cuda":
-            moved = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
-            resized = _resize_tensor(moved, windows, shape, resize.filter)
+            raw = torch.from_numpy(np.ascontiguousarray(values))
+            return Staged(raw.pin_memory(), tuple(windows))
         else:
             low = np.array([w[0] for w in windows], np.float32)[:, None, None]
             scale = np.array([1 / (w[1] - w[0]) for w in windows], np.float32)[:, None, None]
             windowed = np.clip((values.astype(np.float32) - low) * scale, 0, 1)
-            resized = torch.from_numpy(_resize_float(windowed, shape, resize.filter))
-        # Bicubic overshoots at edges; an image has no values outside its range.
-        placed = self._place(resized.to(self.device).clamp_(0, 1))
-        if len(placed) == 2:
-            placed = torch.cat([placed, placed.mean(0, keepdim=True)])
-        if self.recipe.channels == 1 and len(placed) == 3:
-            placed = sum(w * c for w, c in zip(_LUMA, placed, strict=True))[None]
-        return torch.addcmul(self._shift, placed, self._scale)
+            resized = _resize_float(windowed, shape, resize.filter)
+            # Bicubic overshoots at edges; an image has no values outside its range.
+            np.clip(resized, 0, 1, out=resized)
+        return Staged(torch.from_numpy(resized))
 
-    def _place(self, image: "torch.Tensor") -> "torch.Tensor":
-        """Centre an image in the resolution: cut off what is over, fill with 0 what is short."""
+    def batch(self, rows: "Sequence[Staged | None]") -> "torch.Tensor":
+        """Put rows together and normalise them.
+
+        Args:
+            rows: Of `stage`; None where there is none.
+
+        Returns:
+            (rows, channels, height, width) float32, normalised, on the device; 0 where there was no
+            row. On a CUDA device the work may not be done yet.
+        """
         import torch
 
-        height, width = self.recipe.resolution
-        if image.shape[1:] == (height, width):
-            return image
-        top, left = placement((image.shape[1], image.shape[2]), (height, width))
-        if top <= 0 and left <= 0 and image.shape[1] >= height and image.shape[2] >= width:
-            return image[:, -top : height - top, -left : width - left]
-        placed = torch.zeros((len(image), height, width), device=image.device)
-        placed[:, top : top + image.shape[1], left : left + image.shape[2]] = image
-        return placed
+        recipe, cuda = self.recipe, self.device.type == "cuda"
+        on_host = all(row is None or not row.windows for row in rows)
+        whole = torch.zeros(
+            (len(rows), recipe.channels, *recipe.resolution),
+            device=None if on_host else self.device,
+            pin_memory=on_host and cuda,
+        )
+        for place, row in zip(whole, rows, strict=True):
+            if row is not None:
+                self._put(place, self._resized(row))
+        whole = whole.to(self.device, non_blocking=True)
+        torch.addcmul(self._shift, whole, self._scale, out=whole)
+        for index, row in enumerate(rows):
+            if row is None:
+                whole[index] = 0
+        return whole
+
+    def _resized(self, row: Staged) -> "torch.Tensor":
+        if not row.windows:
+            return row.values
+        resize = self.recipe.resize
+        shape = resized_shape(
+            (row.values.shape[1], row.values.shape[2]), self.recipe.resolution, resize
+        )
+        moved = row.values.to(self.device, non_blocking=True)
+        return _resize_tensor(moved, row.windows, shape, resize.filter).clamp_(0, 1)
+
+    def _put(self, place: "torch.Tensor", image: "torch.Tensor") -> None:
+        """Centre an image, (C, Y, X) in [0, 1], in zeros, (channels, height, width)."""
+        import torch
+
+        sides = (image.shape[1], image.shape[2])
+        inner = (place.shape[1], place.shape[2])
+        top, left = placement(sides, inner)
+        cut = image[
+            :,
+            max(-top, 0) : max(-top, 0) + min(inner[0], sides[0]),
+            max(-left, 0) : max(-left, 0) + min(inner[1], sides[1]),
+        ]
+        if len(cut) == 2:
+            cut = torch.cat([cut, cut.mean(0, keepdim=True)])
+        if len(place) == 1 and len(cut) == 3:
+            cut = sum(w * c for w, c in zip(_LUMA, cut, strict=True))[None]
+        top, left = max(top, 0), max(left, 0)
+        place[:, top : top + cut.shape[1], left : left + cut.shape[2]] = cut
 
 
 def _resize_float(
