@@ -1,19 +1,66 @@
 """The command `dinocache`: parses, calls one function, prints, chooses the exit code."""
 
-import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from dinocache import __version__
-from dinocache.terminal import echo_json, run
+from dinocache.options import (
+    ARITHMETICS,
+    PRECISIONS,
+    RESIZES,
+    ROPES,
+    AdaptOption,
+    AnyDeviceOption,
+    AppendOption,
+    ArithmeticOption,
+    BatchOption,
+    ChannelsOption,
+    ClusterOption,
+    ClusterSettingsOption,
+    CompiledOption,
+    DataOption,
+    DatasetArgument,
+    DebugOption,
+    DeviceOption,
+    DryRunOption,
+    FeaturesOption,
+    HashSourcesOption,
+    IsolateOption,
+    JsonOption,
+    LayersOption,
+    MaxFailuresOption,
+    ModelOption,
+    MppOption,
+    NameOption,
+    OptionsOption,
+    PartOption,
+    PrecisionOption,
+    ReaderOption,
+    ResizeOption,
+    ResolutionOption,
+    RetryChangedOption,
+    RetryFailedOption,
+    RootOption,
+    RopeOption,
+    StoreArgument,
+    UnitRowsOption,
+    VariantOption,
+    WeightsOption,
+    WindowOption,
+    WorkersOption,
+    encoder_names,
+    reader_names,
+)
+from dinocache.terminal import echo_json, quiet_libraries, run
 
 if TYPE_CHECKING:
     from dinocache.extract import Outcome
+    from dinocache.forecast import Forecast
     from dinocache.recipe import WindowRecipe
     from dinocache.request import ExtractRequest
     from dinocache.store import FailedItem
@@ -26,167 +73,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-RESIZES = ("squash", "pad", "crop")
-ARITHMETICS = ("float32", "uint8")
-ROPES = ("auto", "float32")
-PRECISIONS = ("fp32", "bf16")
-
-
-def _starting(choices: Sequence[str]) -> Callable[[str], list[str]]:
-    """Complete one of a few words."""
-    return lambda incomplete: [word for word in choices if word.startswith(incomplete)]
-
-
-def _encoder_names(start: str) -> list[str]:
-    """Complete what stands after --model."""
-    from dinocache.encoders import ENCODERS
-
-    return [spec.name for spec in ENCODERS if spec.name.startswith(start)]
-
-
-def _reader_names(start: str) -> list[str]:
-    """Complete the name of a reader."""
-    from dinocache.readers import READERS
-
-    return [name for name in READERS if name.startswith(start)]
-
-
-def _dataset_names(start: str) -> list[str]:
-    """Complete the name of a shipped dataset."""
-    from dinocache.manifest import shipped_manifests
-
-    return [name for name in shipped_manifests() if name.startswith(start)]
-
-
-DatasetArgument = Annotated[
-    str,
-    typer.Argument(
-        autocompletion=_dataset_names,
-        help="Name of a shipped dataset (see `dinocache datasets`), path of a manifest (.yaml), "
-        "or of a table (.csv, .tsv, .parquet) with a column `path` and, if wanted, item_id, "
-        "group, split, mask and any target columns.",
-    ),
-]
-StoreArgument = Annotated[Path, typer.Argument(help="Folder of a store.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder that paths are relative to. Default: data/<name>; a table's own folder."
-    ),
-]
-RootOption = Annotated[
-    Path,
-    typer.Option("--store", help="Root of the stores; one lies at ROOT/<dataset>/<model>/<res>."),
-]
-NameOption = Annotated[
-    str | None,
-    typer.Option(help="The dataset's name. Default: the manifest's, or the table's stem."),
-]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        autocompletion=_encoder_names,
-        help="Encoder: a name that `dinocache encoders` lists, timm:NAME, or open_clip:NAME/TAG.",
-    ),
-]
-ResolutionOption = Annotated[
-    str | None,
-    typer.Option(
-        help="What the encoder sees, px: 512, or 512x640 as height x width. Default: the dataset's "
-        "(256 for a table), or the encoder's own size where it cannot take that."
-    ),
-]
-VariantOption = Annotated[
-    str,
-    typer.Option(
-        help="Gives a second recipe of the same dataset, model and resolution its folder."
-    ),
-]
-FeaturesOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Kinds to keep, with commas: cls, mean, embed (a vector a row: the class token, the "
-        "mean over patches, the publisher's own embedding), dense (a map of patch vectors), image, "
-        "mask (the item's own grid). Default: what the store has, or the dataset's with all "
-        "vectors of the encoder."
-    ),
-]
-LayersOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Depths of dense: last, last4 (the last four blocks or stages), or their numbers from "
-        "0, as 5,11. A map before the last layer is a kind of its own, dense.L05."
-    ),
-]
-ResizeOption = Annotated[
-    str | None,
-    typer.Option(
-        autocompletion=_starting(RESIZES),
-        help="How an image comes to the resolution: squash (default; the aspect ratio goes), pad "
-        "(with 0), or crop (the centre, as the encoder's publisher does).",
-    ),
-]
-ArithmeticOption = Annotated[
-    str | None,
-    typer.Option(
-        autocompletion=_starting(ARITHMETICS),
-        help="Resize in float32 (default), or in uint8 as the encoders' own libraries do; uint8 is "
-        "for 8-bit images.",
-    ),
-]
-WindowOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Values that become 0 and 1: full-range (of the integer type), file (DICOM's own), "
-        "min-max, LOW:HIGH, W400L40 (width, level), hu, lung, soft-tissue, bone, brain, suv, "
-        "percentile:1:99, z-score:3; the last two and min-max with /nonzero to leave zeros out. "
-        "One, or one a channel with commas; three make three channels of a grey one. Default: the "
-        "dataset's; percentile for volumes; min-max for anatomix; else full-range."
-    ),
-]
-ReaderOption = Annotated[
-    str | None,
-    typer.Option(
-        autocompletion=_reader_names,
-        help="image, volume, slide, video or stack (`dinocache readers`). Default: by file names.",
-    ),
-]
-OptionsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        "-o",
-        help="NAME=VALUE of the reader, as spacing=1,1,3; may be repeated. `dinocache readers "
-        "NAME` lists them.",
-    ),
-]
-MppOption = Annotated[
-    float | None,
-    typer.Option(help="um/px of a slide's full resolution, where its file does not say."),
-]
-ChannelsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="What becomes of several channels: stacked (the encoder's input together) or passes "
-        "(through the encoder one by one: kinds cls.ct, cls.pet); passes:NAME,NAME names those of "
-        "one file. Default: passes where a table has columns path.NAME."
-    ),
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps or cpu.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: 4.")]
-UnitRowsOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Rows that are committed together: a power of two, 16 to 4096. Fixed for a store."
-    ),
-]
-BatchOption = Annotated[
-    int | None,
-    typer.Option(help="Rows a pass of the encoder. Fixed for a store: it changes last bits."),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -222,63 +108,44 @@ def extract(
     option: OptionsOption = None,
     mpp: MppOption = None,
     channels: ChannelsOption = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="hub, PATH of a checkpoint (.pth, .safetensors), random[:SEED] (tests and "
-            "demonstrations only), or several with commas: the first that can be had. Default: "
-            "as the store has it, else hub."
-        ),
-    ] = None,
-    rope: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=_starting(ROPES),
-            help="RoPE periods: auto (the checkpoint's, else rounded to bfloat16 as released) "
-            "or float32.",
-        ),
-    ] = None,
+    weights: WeightsOption = None,
+    rope: RopeOption = None,
     device: DeviceOption = "auto",
-    any_device: Annotated[
-        bool, typer.Option(help="Go on with a store that another kind of device began.")
-    ] = False,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=_starting(PRECISIONS),
-            help="fp32 or bf16. Default: bf16 on cuda, fp32 elsewhere.",
-        ),
-    ] = None,
-    compiled: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Let torch compile the encoder. Default: on cuda. Fixed for a store.",
-        ),
-    ] = None,
+    any_device: AnyDeviceOption = False,
+    precision: PrecisionOption = None,
+    compiled: CompiledOption = None,
     batch: BatchOption = None,
     unit_rows: UnitRowsOption = None,
     workers: WorkersOption = None,
-    append: Annotated[
-        bool, typer.Option(help="Add this table's new items to the store of another table.")
-    ] = False,
-    retry_failed: Annotated[bool, typer.Option(help="Try items again that failed before.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
-    ] = False,
+    append: AppendOption = False,
+    retry_failed: RetryFailedOption = False,
+    retry_changed: RetryChangedOption = False,
+    hash_sources: HashSourcesOption = False,
+    max_failures: MaxFailuresOption = None,
+    part: PartOption = None,
+    cluster: ClusterOption = None,
+    cluster_option: ClusterSettingsOption = None,
+    adapt: AdaptOption = None,
+    isolate: IsolateOption = True,
+    debug: DebugOption = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Extract what is missing of a dataset's features.
 
     Run the same command again after any interruption: only what is not committed is done. Ends with
-    0 if every item has its features, 1 if some failed (they are named), 2 for a wrong request.
+    0 if every item has its features, 1 if some failed (they are named), 2 for a wrong request, 130
+    or 143 if it was stopped. Ctrl-C or SIGTERM commits what is whole; a second one stops at once.
 
     Examples:
         dinocache extract demo --weights random
         dinocache extract images.csv --data /data/xray --model dinov3-b --resolution 512
         dinocache extract scans.csv --window hu -o axis=coronal -o spacing=1,1,2
         dinocache extract slides.csv --reader slide -o tile_px=256 -o tile_mpp=0.5 --mpp 0.25
+        dinocache extract scans.csv --cluster slurm:8 --cluster-option queue=gpu
+        dinocache extract scans.csv --part $SLURM_ARRAY_TASK_ID/8
     """
+    quiet_libraries(debug=debug)
     request = _request(
         dataset=dataset,
         data=data,
@@ -307,21 +174,29 @@ def extract(
         workers=workers,
         append=append,
         retry_failed=retry_failed,
+        retry_changed=retry_changed,
+        hash_sources=hash_sources,
+        max_failures=max_failures,
+        part=part,
     )
     if dry_run:
         _print_forecast(request, json)
         return
-    from dinocache.extract import extract as run_extraction
     from dinocache.progress import make_progress
 
-    try:
-        outcome = run_extraction(request, make_progress())
-    except KeyboardInterrupt:
-        print(
-            "stopped; what was committed is whole. Run the same command again to go on.",
-            file=sys.stderr,
-        )
-        raise typer.Exit(130) from None
+    progress = make_progress()
+    if cluster:
+        from dinocache.cluster import extract_on
+
+        outcome = extract_on(request, cluster, progress, options=cluster_option or (), adapt=adapt)
+    elif isolate:
+        from dinocache.supervise import supervised
+
+        outcome = supervised(request, progress)
+    else:
+        from dinocache.extract import extract as run_extraction
+
+        outcome = run_extraction(request, progress)
     _print_outcome(outcome, json)
     if outcome.failures:
         raise typer.Exit(1)
@@ -551,7 +426,7 @@ def encoders(
     name: Annotated[
         str | None,
         typer.Argument(
-            autocompletion=_encoder_names,
+            autocompletion=encoder_names,
             help="One encoder, to explain it; also timm:NAME or open_clip:NAME/TAG.",
         ),
     ] = None,
@@ -584,7 +459,7 @@ def encoders(
 def readers(
     name: Annotated[
         str | None,
-        typer.Argument(autocompletion=_reader_names, help="One reader, to list its options."),
+        typer.Argument(autocompletion=reader_names, help="One reader, to list its options."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -691,9 +566,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    for library in ("pydicom", "nibabel.global", "tifffile"):  # whatever matters is raised
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    quiet_libraries()
     return run(app, "dinocache", arguments)
 
 
@@ -706,6 +579,7 @@ def _request(
     reader: str | None = None,
     option: Sequence[str] | None = None,
     mpp: float | None = None,
+    part: str | None = None,
     **options: Any,  # noqa: ANN401
 ) -> "ExtractRequest":
     from dinocache.readers import READERS
@@ -713,6 +587,7 @@ def _request(
         ExtractRequest,
         parse_channels,
         parse_options,
+        parse_part,
         parse_resolution,
         parse_windows,
     )
@@ -723,6 +598,7 @@ def _request(
         windows=parse_windows(window) if window else None,
         channels=parse_channels(channels) if channels else None,
         reader=_choice("--reader", reader, READERS),
+        part=parse_part(part) if part else None,
         options=(parse_options(option or ()) | ({} if mpp is None else {"slide_mpp": mpp})),
         **options,
     )
@@ -736,39 +612,62 @@ def _choice(option: str, value: str | None, choices: Collection[str]) -> str | N
     return value
 
 
-def _print_forecast(request: "ExtractRequest", json: bool) -> None:
-    from dinocache.extract import dry_run
-    from dinocache.progress import human_bytes
+def _print_forecast(request: "ExtractRequest", json: bool, *, timed: bool = True) -> None:
+    from dinocache.forecast import dry_run
+    from dinocache.progress import human_bytes, make_progress
 
-    forecast = dry_run(request)
+    forecast = dry_run(request, make_progress(), timed=timed)
     if json:
         echo_json(vars(forecast))
         return
-    total = sum(forecast.n_bytes.values())
-    example = next(iter(forecast.unreadable.items()), ("", ""))
-    unreadable = f"{len(forecast.unreadable)}, as {example[0]}: {example[1]}"
-    better = f"; --batch {forecast.suggested_batch} suits this device better"
-    better = better if forecast.suggested_batch else ""
-    _print_rows(
-        [
-            ("store", str(forecast.path)),
-            ("items", str(forecast.items)),
-            *([("unreadable", unreadable)] if forecast.unreadable else []),
-            ("rows", str(forecast.rows)),
-            ("units", f"{forecast.units} ({forecast.units_missing} to do)"),
-            ("batch", f"{forecast.batch} rows a pass{better}"),
-            *([("operations", f"{forecast.gflop:.3g} GFLOP a row")] if forecast.gflop else []),
-            *((kind, human_bytes(size)) for kind, size in forecast.n_bytes.items()),
-            ("free on disk", human_bytes(forecast.free_bytes)),
-        ]
-    )
-    if total > forecast.free_bytes:
+    suggested = forecast.suggested_batch
+    better = f"; --batch {suggested} suits this device better" if suggested else ""
+    said = [
+        ("store", str(forecast.path)),
+        ("items", str(forecast.items)),
+        ("missing", _some(dict.fromkeys(forecast.missing, "the file is missing"))),
+        ("unreadable", _some(forecast.unreadable)),
+        ("changed", _some(forecast.changed)),
+        ("rows", f"{forecast.rows} ({forecast.rows_missing} to do)"),
+        ("units", f"{forecast.units} ({forecast.units_missing} to do)"),
+        ("batch", f"{forecast.batch} rows a pass{better}"),
+        ("operations", f"{forecast.gflop:.3g} GFLOP a row" if forecast.gflop else ""),
+    ]
+    for kind, size in forecast.n_bytes.items():
+        about = " at most, by some items" if kind in forecast.estimated else ""
+        said.append((kind, f"{human_bytes(size)}{about}"))
+    said.append(("free on disk", human_bytes(forecast.free_bytes)))
+    said.append(("time", _time(forecast) if timed else ""))
+    _print_rows([(name, value) for name, value in said if value])
+    if forecast.bytes_missing > forecast.free_bytes:
         print(
-            f"warning: {human_bytes(total)} will not fit; choose another --store", file=sys.stderr
+            f"warning: {human_bytes(forecast.bytes_missing)} are still to be written, which will "
+            "not fit; choose another --store",
+            file=sys.stderr,
         )
 
 
+def _some(reasons: Mapping[str, str]) -> str:
+    """Say how many items there are, and one of them; nothing where there is none."""
+    return "".join(f"{len(reasons)}, as {i}: {why}" for i, why in [*reasons.items()][:1])
+
+
+def _time(forecast: "Forecast") -> str:
+    from dinocache.forecast import human_duration
+
+    if forecast.hours is None:
+        return f"not known: {forecast.not_tried}"
+    if not forecast.rows_per_second:
+        return "nothing is to be done"
+    return (
+        f"about {human_duration(forecast.hours * 3600)} on this machine "
+        f"({forecast.rows_per_second:.3g} rows/s); {forecast.held_back_by} holds it back"
+    )
+
+
 def _print_outcome(outcome: "Outcome", json: bool) -> None:
+    from dinocache.meter import busy_text
+
     _print_failures(outcome.failures, sys.stderr)
     if json:
         echo_json(
@@ -780,15 +679,17 @@ def _print_outcome(outcome: "Outcome", json: bool) -> None:
                 "seconds": round(outcome.seconds, 3),
                 "weights": outcome.weights,
                 "random_weights": outcome.random_weights,
+                "units_left": outcome.units_left,
+                "busy": outcome.busy,
                 "failures": [_failure_facts(f) for f in outcome.failures],
             }
         )
         return
-    done = (
-        f"{outcome.rows} rows in {outcome.seconds:.1f} s"
-        if outcome.units
-        else "nothing was missing"
-    )
+    done = "nothing was missing"
+    if outcome.units:
+        done = f"{outcome.rows} rows in {outcome.seconds:.1f} s; busy: {busy_text(outcome.busy)}"
+    if outcome.units_left:
+        done += f"; {outcome.units_left} units are still to be done by other parts"
     if outcome.random_weights:
         print(f"RANDOM WEIGHTS ({outcome.weights}): for tests and demonstrations only")
     print(f"{outcome.path}: {'complete' if outcome.complete else 'incomplete'}; {done}")

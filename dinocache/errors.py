@@ -12,6 +12,9 @@
     |   |-- StoreIncompleteError    not all of it is there yet
     |   |-- StoreDamagedError   its bytes are not those that were written
     |   `-- StoreWriteError     the disk refused (also an OSError)
+    |-- CrashError              the extracting process died again and again
+    |-- StoppedError            a person or the system asked to stop
+    |-- TooManyFailuresError    more items failed than --max-failures allows
     `-- ProbeError              a head cannot be fitted on what was given (also a ValueError)
 
 A message says what was expected, what came, which file, and the way out. The command lines
@@ -19,21 +22,28 @@ print it as one line and end with `exit_code`.
 """
 
 __all__ = [
+    "BUG",
+    "CrashError",
     "DinocacheError",
     "ItemError",
     "ProbeError",
     "RecipeMismatchError",
     "RequestError",
+    "StoppedError",
     "StoreDamagedError",
     "StoreError",
     "StoreIncompleteError",
     "StoreNotFoundError",
     "StoreWriteError",
     "TableError",
+    "TooManyFailuresError",
     "WeightsError",
     "WeightsUnavailableError",
     "one_line",
 ]
+
+BUG = 70
+"""The exit code of a process that ended by an error of our own; sysexits.h calls it EX_SOFTWARE."""
 
 
 def one_line(exc: BaseException) -> str:
@@ -93,6 +103,20 @@ class StoreDamagedError(StoreError):
 
 class StoreWriteError(StoreError, OSError):
     """The disk refused a write; what was committed before is whole."""
+
+
+class CrashError(DinocacheError):
+    """The process that extracts died, and no item is known to be the cause."""
+
+
+class StoppedError(DinocacheError):
+    """Somebody asked to stop; what was committed before is whole."""
+
+    exit_code = 130
+
+
+class TooManyFailuresError(DinocacheError):
+    """More items failed than may; what was committed before is whole."""
 
 
 class ProbeError(DinocacheError, ValueError):

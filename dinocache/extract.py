@@ -1,22 +1,22 @@
-"""Extraction: plan what is missing of a store, do it, close it; or say what that would be."""
+"""Extraction: plan what is missing of a store, do it, close it."""
 
+import itertools
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from dinocache.cost import gflop
+from dinocache.changes import changed_sources
 from dinocache.decoding import UnitWork
 from dinocache.engine import close_segment
-from dinocache.errors import RecipeMismatchError, TableError
+from dinocache.errors import RecipeMismatchError, StoppedError, TableError
 from dinocache.items import same_labels
-from dinocache.job import NO_WEIGHTS, Job, made_by
-from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, array_layout, is_vector_kind
+from dinocache.job import Job, Supervision, made_by
+from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, is_vector_kind
 from dinocache.manifest import find_dataset
 from dinocache.plan import make_segment
 from dinocache.progress import Progress, QuietProgress, human_bytes
@@ -24,7 +24,15 @@ from dinocache.request import ExtractRequest
 from dinocache.store import FailedItem, FeatureStore
 from dinocache.writer import StoreWriter
 
-__all__ = ["Forecast", "Outcome", "dry_run", "extract", "relabel"]
+__all__ = [
+    "Outcome",
+    "conclude",
+    "extract",
+    "outcome_of",
+    "prepare",
+    "relabel",
+    "unit_work",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,8 @@ class Outcome:
         failures: Items without features, from any run.
         weights: Their name.
         random_weights: Whether they were drawn, not trained.
+        units_left: Units that are still to be done, of this part or another.
+        busy: Stage -> the fraction of the time that its threads worked.
     """
 
     path: Path
@@ -50,45 +60,21 @@ class Outcome:
     failures: tuple[FailedItem, ...]
     weights: str
     random_weights: bool
+    units_left: int
+    busy: dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What an extraction would do.
-
-    Attributes:
-        path: The store.
-        items: Items in the table.
-        rows: Rows in all.
-        units: Units in all.
-        units_missing: Units that are not done for every kind.
-        n_bytes: Kind -> bytes of its array when done; images and masks are not counted.
-        free_bytes: On the disk of the store's root.
-        gflop: 1e9 operations of one row; None where it is not known.
-        batch: Rows that pass through the encoder together.
-        suggested_batch: A better one for the device at hand; None if that is as good.
-        unreadable: Items that cannot be opened -> why; they count as one row, and will fail.
-    """
-
-    path: Path
-    items: int
-    rows: int
-    units: int
-    units_missing: int
-    n_bytes: dict[str, int]
-    free_bytes: int
-    gflop: float | None
-    batch: int
-    suggested_batch: int | None
-    unreadable: dict[str, str]
-
-
-def extract(request: ExtractRequest, progress: Progress | None = None) -> Outcome:
-    """Do what is missing of a store.
+def extract(
+    request: ExtractRequest,
+    progress: Progress | None = None,
+    supervision: Supervision | None = None,
+) -> Outcome:
+    """Do what is missing of a store, in this process.
 
     Args:
         request: What is asked.
         progress: Told how far it is.
+        supervision: What whoever watches it knows, and wants to know.
 
     Returns:
         What it came to.
@@ -100,80 +86,90 @@ def extract(request: ExtractRequest, progress: Progress | None = None) -> Outcom
         RecipeMismatchError: If the store there was made otherwise.
         StoreDamagedError: If the store's files are not as they were written.
         StoreWriteError: If the disk refuses.
+        StoppedError: If it was asked to stop.
+        TooManyFailuresError: If more items failed than may.
     """
-    progress = progress or QuietProgress()
     began = time.monotonic()
-    job = Job(request, progress)
-    writer = StoreWriter(job.settle())
-    _plan(writer, job)
-    work = list(_unit_work(writer.store, job.features))
-    closing = bool(writer.store.missing(job.features))
-    if work or closing:
-        writer.prepare(job.features)
-    if work:
-        _warn_of_space(writer, work, progress)
-        job.run(writer, work)
-    if closing:
-        _close(writer, job.features)
-    complete = writer.seal()
-    return Outcome(
-        path=job.path,
-        complete=complete,
-        rows=sum(w.unit.n_rows for w in work),
-        units=len(work),
-        seconds=time.monotonic() - began,
-        failures=tuple(writer.store.failures()),
-        weights=writer.store.header.recipe.encoder.weights.name,
-        random_weights=writer.store.header.recipe.encoder.weights.is_random,
-    )
+    job = Job(request, progress or QuietProgress(), supervision or Supervision())
+    writer, work = prepare(job)
+    try:
+        busy = job.run(writer, work) if work else {}
+    except StoppedError as exc:
+        units = {u.name for s in writer.store.segments for u in s.units}
+        left = {w.unit for w in writer.store.missing(job.features)} & units
+        raise StoppedError(
+            f"stopped: {len(units) - len(left)} of {len(units)} units are committed; run the same "
+            "command again to go on"
+        ) from exc
+    conclude(writer, job)
+    return outcome_of(writer, work, seconds=time.monotonic() - began, busy=busy)
 
 
-def dry_run(request: ExtractRequest) -> Forecast:
-    """Say what an extraction would do; nothing is written, no weights are needed.
+def prepare(job: Job) -> tuple[StoreWriter, list[UnitWork]]:
+    """Settle a store, plan all items, and say what is to be done.
 
     Args:
-        request: What is asked.
+        job: What is asked.
 
     Returns:
-        The forecast.
+        (of the store, units of this part that lack a kind).
 
     Raises:
-        RequestError: If the request cannot be met as it stands.
-        TableError: If the table or the manifest is not as it must be.
+        DinocacheError: As for `extract`.
     """
-    job = Job(request, QuietProgress())
-    store = job.store
-    if store:
-        job.check_options(store, store.header.recipe.encoder.weights)
-    planned = {i for s in store.segments for i in s.item_ids} if store else set()
-    unplanned = [str(i) for i in job.dataset.table["item_id"] if str(i) not in planned]
-    fresh = list(job.count_rows(unplanned).items())
-    grid = store.header.grid if store else job.new_grid()
-    segments = list(store.segments) if store else []
-    missing = {w.unit for w in store.missing(job.features)} if store else set()
-    if fresh:
-        last = segments[-1] if segments else None
-        segments.append(make_segment(fresh, grid, recipe="", after=last))
-        missing |= {u.name for u in segments[-1].units}
-    rows = segments[-1].row_stop if segments else 0
-    recipe = store.header.recipe if store else job.recipe_of(NO_WEIGHTS, "bfloat16")
-    sizes = {}
-    for kind in (k for k in job.features if k not in NATIVE_KINDS):
-        layout = array_layout(kind, recipe, grid)
-        sizes[kind] = np.dtype(layout.dtype).itemsize * rows * math.prod(layout.tail)
-    units = {u.name for s in segments for u in s.units}
-    return Forecast(
-        path=job.path,
-        items=len(job.dataset.table),
-        rows=sum(sum(s.item_rows) for s in segments),
-        units=len(units),
-        units_missing=len(missing & units),
-        n_bytes=sizes,
-        free_bytes=shutil.disk_usage(_existing_parent(job.path)).free,
-        gflop=gflop(job.spec, job.resolution),
-        batch=grid.batch,
-        suggested_batch=None if store else job.better_batch(grid),
-        unreadable=job.unreadable,
+    writer = StoreWriter(job.settle())
+    _plan(writer, job)
+    work = list(unit_work(writer.store, job.features, job.request.part))
+    if writer.store.missing(job.features):
+        writer.prepare(job.features)
+    if work:
+        _warn_of_space(writer, work, job.progress)
+    return writer, work
+
+
+def conclude(writer: StoreWriter, job: Job) -> None:
+    """Close the segments of which every unit is done, and seal the store if that is all.
+
+    Args:
+        writer: Of the store.
+        job: What was asked.
+
+    Raises:
+        StoreDamagedError: If a committed file is not as it was written.
+        StoreWriteError: If the disk refuses.
+    """
+    writer.reload()
+    _close(writer, job.features)
+    writer.seal()
+
+
+def outcome_of(
+    writer: StoreWriter, work: Sequence[UnitWork], *, seconds: float, busy: dict[str, float]
+) -> Outcome:
+    """Say what an extraction came to.
+
+    Args:
+        writer: Of the store, which it has looked at again.
+        work: What was done.
+        seconds: That this took.
+        busy: Stage -> fraction.
+
+    Returns:
+        The outcome.
+    """
+    store = writer.store
+    weights = store.header.recipe.encoder.weights
+    return Outcome(
+        path=store.path,
+        complete=store.is_complete,
+        rows=sum(w.unit.n_rows for w in work),
+        units=len(work),
+        seconds=seconds,
+        failures=tuple(store.failures()),
+        weights=weights.name,
+        random_weights=weights.is_random,
+        units_left=len({w.unit for w in store.missing() if w.unit != w.segment.closing_name}),
+        busy=busy,
     )
 
 
@@ -215,6 +211,7 @@ def relabel(path: Path, table_path: Path, data: Path | None = None) -> FeatureSt
 def _plan(writer: StoreWriter, job: Job) -> None:
     """See that the item table is stored and that every item is in a segment."""
     store, table = writer.store, job.dataset.table
+    planned = {i: None for segment in store.segments for i in segment.item_ids}
     known = set(store.items["item_id"])
     if not known.issuperset(table["item_id"]):
         fresh = table[~table["item_id"].isin(known)]
@@ -226,41 +223,79 @@ def _plan(writer: StoreWriter, job: Job) -> None:
                 f"{job.path}: item {lost[0]!r} was appended but is not extracted yet, and this "
                 "table does not list it; run the command that appended it again first"
             )
-        _add(writer, list(job.count_rows(unplanned).items()))
+        _add(writer, job, job.count_rows(unplanned))
+    again = _to_do_again(writer.store, job, [i for i in planned if i in listed])
+    if again:
+        _add(writer, job, job.count_rows(again, remembered=False))
+
+
+def _to_do_again(store: FeatureStore, job: Job, planned: Sequence[str]) -> list[str]:
+    """Name items to extract anew, as was asked; say which sources are no longer what they were."""
+    changes = changed_sources(
+        store, job.source, planned, workers=job.workers, progress=job.progress
+    )
+    if changes.changed:
+        item_id, how = next(iter(changes.changed.items()))
+        way_out = "" if job.request.retry_changed else "; --retry-changed extracts them anew"
+        job.progress.note(
+            f"note: the files of {len(changes.changed)} items have changed since they were "
+            f"planned, as {item_id} ({how}){way_out}"
+        )
+    if changes.missing:
+        job.progress.note(
+            f"note: the files of {len(changes.missing)} items are gone, as {changes.missing[0]}; "
+            "what was extracted of them stays"
+        )
+    again = set(changes.changed) if job.request.retry_changed else set()
     if job.request.retry_failed:
-        # Those that a segment holds which is still to be done are being retried already.
-        pending = {
-            i
-            for w in writer.store.missing(job.features)
-            for i in w.segment.item_ids
-            if w.segment.number == writer.store.segments[-1].number > 1
-        }
-        failed = [f.item_id for f in writer.store.failures() if f.item_id not in pending]
-        again = [item_id for item_id in failed if item_id in listed]
-        if again:
-            _add(writer, list(job.count_rows(again).items()))
+        again.update(f.item_id for f in store.failures())
+    # Those that a segment holds which is still to be done are being done again already.
+    last = store.segments[-1] if len(store.segments) > 1 else None
+    if last and any(w.segment is last for w in store.missing(job.features)):
+        again.difference_update(last.item_ids)
+    return [item_id for item_id in planned if item_id in again]
 
 
-def _add(writer: StoreWriter, items: Sequence[tuple[str, int]]) -> None:
+def _add(writer: StoreWriter, job: Job, rows: Mapping[str, int]) -> None:
     store = writer.store
-    last = store.segments[-1] if store.segments else None
-    header = store.header
-    writer.add_segment(make_segment(items, header.grid, recipe=header.digest, after=last))
+    segment = make_segment(
+        list(rows.items()),
+        store.header.grid,
+        recipe=store.header.digest,
+        after=store.segments[-1] if store.segments else None,
+        stamps=job.stamps(rows),
+    )
+    writer.add_segment(segment)
 
 
-def _unit_work(store: FeatureStore, features: Sequence[str]) -> Iterator[UnitWork]:
-    for segment in store.segments:
-        for unit in segment.units:
-            kinds = tuple(k for k in features if not store.is_committed(unit.name, k))
-            if kinds:
-                yield UnitWork(segment=segment, unit=unit, kinds=kinds)
+def unit_work(
+    store: FeatureStore, features: Sequence[str], part: tuple[int, int] | None = None
+) -> Iterator[UnitWork]:
+    """List the units that lack a kind.
+
+    Args:
+        store: The store.
+        features: Kinds that are wanted.
+        part: (number from 1, shares): every so manieth unit of the plan only, whatever is done.
+
+    Yields:
+        What is missing, in order of rows.
+    """
+    number, shares = part or (1, 1)
+    units = ((segment, unit) for segment in store.segments for unit in segment.units)
+    for segment, unit in itertools.islice(units, number - 1, None, shares):
+        kinds = tuple(k for k in features if not store.is_committed(unit.name, k))
+        if kinds:
+            yield UnitWork(segment=segment, unit=unit, kinds=kinds)
 
 
 def _close(writer: StoreWriter, features: Sequence[str]) -> None:
+    made = made_by(writer.store.header.execution.device)
     for segment in writer.store.segments:
         for kind in (k for k in features if is_vector_kind(k)):
-            if not writer.store.is_committed(segment.closing_name, f"{ITEM_PREFIX}{kind}"):
-                close_segment(writer, segment, kind, made_by(writer.store.header.execution.device))
+            closed = writer.store.is_committed(segment.closing_name, f"{ITEM_PREFIX}{kind}")
+            if not closed and all(writer.store.is_committed(u.name, kind) for u in segment.units):
+                close_segment(writer, segment, kind, made)
 
 
 def _warn_of_space(writer: StoreWriter, work: Sequence[UnitWork], progress: Progress) -> None:
@@ -274,9 +309,3 @@ def _warn_of_space(writer: StoreWriter, work: Sequence[UnitWork], progress: Prog
             f"warning: about {human_bytes(needed)} are still to be written, {human_bytes(free)} "
             "are free on that disk; what is committed when it is full stays valid"
         )
-
-
-def _existing_parent(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path

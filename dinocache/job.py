@@ -1,9 +1,11 @@
 """One extraction, settled: which items, which recipe, which store; or why not."""
 
+import contextlib
 import datetime
 import platform
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -13,10 +15,17 @@ import pandas as pd
 
 from dinocache import __version__
 from dinocache.cost import default_batch
+from dinocache.counting import count_items, stamp_items
 from dinocache.decoding import UnitWork
 from dinocache.devices import can_compile, choose_device, device_memory, has_bf16
 from dinocache.engine import Engine
-from dinocache.errors import ItemError, RecipeMismatchError, RequestError, WeightsError
+from dinocache.errors import (
+    RecipeMismatchError,
+    RequestError,
+    StoppedError,
+    StoreWriteError,
+    WeightsError,
+)
 from dinocache.items import channel_columns, check_name, same_labels
 from dinocache.layout import COORD, FORMAT, HEADER, check_kinds
 from dinocache.libraries import find_encoder
@@ -36,15 +45,16 @@ from dinocache.recipe import (
     model_folder,
     resolution_name,
 )
-from dinocache.records import Execution, Header
+from dinocache.records import Execution, Header, Run
 from dinocache.request import (
     ExtractRequest,
     parse_channels,
     parse_resolution,
     parse_windows,
 )
-from dinocache.source import Source
+from dinocache.source import Source, Watch
 from dinocache.spec import EncoderSpec, check_resolution, extracted_kinds, takes
+from dinocache.stamps import Stamp
 from dinocache.store import FeatureStore
 from dinocache.weights import resolve_weights
 from dinocache.writer import StoreWriter, create_store
@@ -52,10 +62,32 @@ from dinocache.writer import StoreWriter, create_store
 if TYPE_CHECKING:
     from dinocache.inference import Encoder
 
-__all__ = ["NO_WEIGHTS", "Job", "made_by"]
+__all__ = ["NO_WEIGHTS", "Job", "Supervision", "made_by"]
+
+
+def _unwatched(item_id: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
 
 NO_WEIGHTS = WeightsRecipe(name="", sha256="")
 """For a forecast, whose recipe is thrown away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """What whoever watches an extraction knows, and wants to know.
+
+    Attributes:
+        killers: Item id -> why it is not to be touched: reading it has ended a process.
+        careful: Items, one of which may have ended a process: read one at a time.
+        watch: Told of each item that a reader is at work on.
+        stop: Set to have the extraction end soon.
+    """
+
+    killers: Mapping[str, str] = field(default_factory=dict)
+    careful: frozenset[str] = frozenset()
+    watch: Watch = _unwatched
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -64,12 +96,14 @@ class Job:
 
     request: ExtractRequest
     progress: Progress
+    supervision: Supervision = field(default_factory=Supervision)
     dataset: Dataset = field(init=False)
     spec: EncoderSpec = field(init=False)
     encoder: "Encoder | None" = None
     unreadable: dict[str, str] = field(default_factory=dict, init=False)
     """Items that were counted and cannot be opened, and why."""
     _counted: dict[str, int] = field(default_factory=dict, init=False)
+    _stamps: dict[str, Stamp | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         request = self.request
@@ -87,7 +121,7 @@ class Job:
         self.path = request.root / self.dataset.name / model_folder(self.spec.name) / folder
         self.store = FeatureStore(self.path) if (self.path / HEADER).exists() else None
         self.reader = self._reader()
-        self.source = Source.of_table(self.dataset.table, self.dataset.data, self.reader)
+        self.source = self._source_of(self.dataset.table)
         self.channels = self._channels()
         stored = self.store.kinds if self.store else ()
         asked = check_kinds(request.features) if request.features else stored or None
@@ -95,7 +129,7 @@ class Job:
         kinds = extracted_kinds(self.spec, asked, defaults.features, request.layers, names)
         self.features = check_kinds((*kinds, COORD) if self.reader.columns else kinds)
         self._check_windows()
-        modes = {window.mode for window in self._windows()} - {"full-range"}
+        modes = {window.mode for window in self.windows} - {"full-range"}
         if self._resize().arithmetic == "uint8" and modes:
             raise RequestError(
                 f"--arithmetic uint8 is for 8-bit images over their full range, not for the window "
@@ -106,6 +140,15 @@ class Job:
                 f"--features mask: the items of {self.dataset.name} have no column 'mask'; "
                 "add one with the path of each item's mask"
             )
+
+    def _source_of(self, table: pd.DataFrame) -> Source:
+        return Source.of_table(
+            table,
+            self.dataset.data,
+            self.reader,
+            killers=self.supervision.killers,
+            watch=self.supervision.watch,
+        )
 
     # The store
 
@@ -143,7 +186,7 @@ class Job:
             input=InputRecipe(
                 resolution=self.resolution,
                 channels=spec.channels,
-                windows=self._windows(),
+                windows=self.windows,
                 resize=self._resize(),
                 mean=spec.mean,
                 std=spec.std,
@@ -173,24 +216,40 @@ class Job:
         better = min(better, grid.unit_rows)
         return None if better == grid.batch else better
 
-    def count_rows(self, item_ids: Iterable[str]) -> dict[str, int]:
-        """Count the rows of some items, each once, in threads: headers are read."""
+    def count_rows(self, item_ids: Iterable[str], *, remembered: bool = True) -> dict[str, int]:
+        """Count the rows of some items by their headers, each once, and look at their files.
+
+        Args:
+            item_ids: Which.
+            remembered: Whether what earlier runs read of the headers may be taken.
+
+        Returns:
+            Item id -> rows; one that cannot be opened gets one, and fails when it is read.
+        """
         wanted = [str(i) for i in item_ids]
-        missing = [i for i in wanted if i not in self._counted]
-        if len(missing) > 1 and self.reader.name != "image":
-            self.progress.note(f"reading the headers of {len(missing)} items")
-        with ThreadPoolExecutor(self.workers) as pool:
-            counts = pool.map(self._count, missing)
-            self._counted |= dict(zip(missing, counts, strict=True))
+        fresh = [i for i in wanted if not (remembered and i in self._counted)]
+        stamps = stamp_items(
+            self.source,
+            fresh,
+            workers=self.workers,
+            progress=self.progress,
+            digest=self.request.hash_sources,
+        )
+        counted = count_items(
+            self.source,
+            stamps,
+            workers=self.workers,
+            progress=self.progress,
+            remembered=remembered,
+        )
+        self._stamps |= stamps
+        self._counted |= counted.rows
+        self.unreadable |= counted.unreadable
         return {i: self._counted[i] for i in wanted}
 
-    def _count(self, item_id: str) -> int:
-        """Count an item's rows; one that cannot be opened gets one, and fails when it is read."""
-        try:
-            return self.source.count_rows(item_id)
-        except ItemError as exc:
-            self.unreadable[item_id] = str(exc)
-            return 1
+    def stamps(self, item_ids: Iterable[str]) -> list[Stamp | None]:
+        """Say what the files of items looked like when their rows were counted."""
+        return [self._stamps[i] for i in item_ids]
 
     def load_encoder(self, weights: str) -> "Encoder":
         """Load the encoder once."""
@@ -235,7 +294,7 @@ class Job:
             table = self.dataset.table
             columns = list(channel_columns(table).values()) or ["path"]
             paths = pd.concat([table[column] for column in columns])
-            name = guess_reader(self.dataset.data / path for path in paths)
+            name = guess_reader(f"{self.dataset.data}/{path}" for path in paths.tolist())
         return make_reader(name, {**options, **request.options})
 
     def _channels(self) -> ChannelsRecipe:
@@ -260,7 +319,9 @@ class Job:
             )
         return ChannelsRecipe(mode=asked.mode, names=in_table or asked.names)
 
-    def _windows(self) -> tuple[WindowRecipe, ...]:
+    @property
+    def windows(self) -> tuple[WindowRecipe, ...]:
+        """Which values become 0 and 1, for all channels or for each."""
         if self.request.windows:
             return self.request.windows
         if self.store:
@@ -273,7 +334,7 @@ class Job:
 
     def _check_windows(self) -> None:
         """Refuse windows that no item of these channels can have."""
-        names, windows = self.channels.names, len(self._windows())
+        names, windows = self.channels.names, len(self.windows)
         if names and windows not in (1, len(names)):
             raise RequestError(
                 f"--window names {windows} windows, the items have {len(names)} channels "
@@ -447,27 +508,143 @@ class Job:
 
     # The work
 
-    def run(self, writer: StoreWriter, work: Sequence[UnitWork]) -> None:
-        """Do units."""
-        stored = writer.store.header.recipe.encoder.weights
-        encoder = self.load_encoder(self.request.weights or _weights_option(stored, self.path))
-        self._check_recipe(writer.store, encoder)
-        source = Source.of_table(writer.store.items, self.dataset.data, self.reader)
-        engine = Engine(
-            writer,
-            source,
-            encoder,
-            workers=self.workers,
-            progress=self.progress,
-            made_by=made_by(self.device),
-        )
+    def run(self, writer: StoreWriter, work: Sequence[UnitWork]) -> dict[str, float]:
+        """Do units.
+
+        Args:
+            writer: Of the store.
+            work: In order of rows.
+
+        Returns:
+            How busy each stage was.
+
+        Raises:
+            StoreWriteError: If the disk refuses; what was committed before is whole.
+            StoppedError: If it was asked to stop; likewise.
+            TooManyFailuresError: If more items failed than may; likewise.
+        """
+        careful = [w for w in work if self._is_careful(w)]
         total = sum(u.n_rows for s in writer.store.segments for u in s.units)
         self.progress.start(total, total - sum(w.unit.n_rows for w in work))
         try:
-            engine.run(work)
+            if careful:
+                # Nothing else is open while one of them is: another death names the item.
+                self._run(writer, careful, workers=1, careful=True)
+            others = [w for w in work if not self._is_careful(w)]
+            return self._run(writer, others, workers=self.workers)
         finally:
             self.progress.stop()
             writer.reload()
+
+    def _is_careful(self, work: UnitWork) -> bool:
+        unit = work.unit
+        ids = work.segment.item_ids[unit.first_item : unit.first_item + unit.n_items]
+        return not self.supervision.careful.isdisjoint(ids)
+
+    def _run(
+        self, writer: StoreWriter, work: Sequence[UnitWork], *, workers: int, careful: bool = False
+    ) -> dict[str, float]:
+        engine = self.engine(writer, workers=workers, careful=careful)
+        ended = "failed"
+        try:
+            engine.run(work)
+            ended = "done"
+        except StoppedError:
+            ended = "stopped"
+            raise
+        finally:
+            busy = engine.meter.fractions()
+            if engine.units_done:
+                self.report(
+                    writer,
+                    rows=engine.rows_done,
+                    units=engine.units_done,
+                    seconds=engine.meter.elapsed_s,
+                    busy=busy,
+                    ended=ended,
+                    workers=workers,
+                )
+        return busy
+
+    def report(
+        self,
+        writer: StoreWriter,
+        *,
+        rows: int,
+        units: int,
+        seconds: float,
+        busy: Mapping[str, float],
+        ended: str,
+        workers: int,
+    ) -> None:
+        """Keep in the store what a run came to; a disk that refuses has been told of before.
+
+        Args:
+            writer: Of the store.
+            rows: Done.
+            units: Done.
+            seconds: That this took.
+            busy: Stage -> fraction.
+            ended: `done`, `stopped` or `failed`.
+            workers: Threads that read, or processes of a cluster.
+        """
+        began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
+        part = self.request.part
+        run = Run(
+            began=began.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            seconds=round(seconds, 3),
+            rows=rows,
+            units=units,
+            ended=ended,
+            device=self.device.split(":")[0],
+            workers=workers,
+            part=f"{part[0]}/{part[1]}" if part else "",
+            busy={stage: round(fraction, 3) for stage, fraction in busy.items()},
+            made_by=made_by(self.device),
+        )
+        with contextlib.suppress(StoreWriteError):
+            writer.write_run(run)
+
+    def engine(
+        self,
+        writer: StoreWriter,
+        *,
+        workers: int,
+        device_turn: AbstractContextManager[Any] | None = None,
+        progress: Progress | None = None,
+        careful: bool = False,
+    ) -> Engine:
+        """Make what does units of a settled store; loads the encoder at the first call.
+
+        Args:
+            writer: Of the store.
+            workers: Threads that read.
+            device_turn: Held during a pass, where several engines share a device.
+            progress: Told of what is committed; by default the job's own.
+            careful: Whether items are read one by one and never beside a pass.
+
+        Returns:
+            The engine.
+
+        Raises:
+            WeightsError: If the weights cannot be had or do not fit.
+            RecipeMismatchError: If the encoder is not the one that made the store.
+        """
+        stored = writer.store.header.recipe.encoder.weights
+        encoder = self.load_encoder(self.request.weights or _weights_option(stored, self.path))
+        self._check_recipe(writer.store, encoder)
+        return Engine(
+            writer,
+            self._source_of(writer.store.items),
+            encoder,
+            workers=workers,
+            progress=progress or self.progress,
+            made_by=made_by(self.device),
+            max_failures=self.request.max_failures,
+            stop=self.supervision.stop,
+            device_turn=device_turn,
+            careful=careful,
+        )
 
 
 def _nothing_to_lose(store: FeatureStore) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "NATIVE",
     "NATIVE_KINDS",
     "PLANS",
+    "RUNS",
     "SEALED",
     "THUMBS",
     "UNITS",
@@ -49,6 +50,7 @@ FORMAT = 3
 HEADER = "store.json"
 PLANS = "plans"
 UNITS = "units"
+RUNS = "runs"
 FEATURES = "features.zarr"
 NATIVE = "native.zarr"
 THUMBS = "thumbs"

@@ -1,7 +1,8 @@
 """Which item is in which unit and in which rows: a pure function of the row counts and the grid.
 
 See docs/store-format.md, "Plan segments". Nothing here looks at a clock, at free memory or at the
-number of workers, so that whoever plans the same items makes the same plan.
+number of workers, so that whoever plans the same items makes the same units. What the items' files
+looked like when they were planned is written beside them and changes none.
 """
 
 import bisect
@@ -12,6 +13,7 @@ from functools import cached_property
 
 from dinocache.documents import Body
 from dinocache.errors import RequestError, StoreDamagedError
+from dinocache.stamps import Stamp
 
 __all__ = ["Grid", "Segment", "Unit", "make_grid", "make_segment"]
 
@@ -73,6 +75,8 @@ class Segment:
         item_start: First position on the item axis, a multiple of `item_chunk_rows`.
         item_ids: In order.
         item_rows: Rows of each item.
+        stamps: What the files of each item looked like when it was planned; None where they were
+            missing.
         units: In order of rows.
     """
 
@@ -82,6 +86,7 @@ class Segment:
     item_start: int
     item_ids: tuple[str, ...]
     item_rows: tuple[int, ...]
+    stamps: tuple[Stamp | None, ...]
     units: tuple[Unit, ...]
 
     @property
@@ -145,6 +150,7 @@ class Segment:
             "row_start": self.row_start,
             "item_start": self.item_start,
             "items": [list(pair) for pair in zip(self.item_ids, self.item_rows, strict=True)],
+            "stamps": [None if stamp is None else stamp.to_json() for stamp in self.stamps],
             "units": [
                 [u.first_item, u.n_items, u.row_start, u.n_rows, u.offset] for u in self.units
             ],
@@ -166,6 +172,8 @@ class Segment:
         """
         try:
             number = int(body["segment"])
+            if len(body["stamps"]) != len(body["items"]):
+                raise ValueError(f"{len(body['items'])} items, {len(body['stamps'])} stamps")
             return cls(
                 number=number,
                 recipe=str(body["recipe"]),
@@ -173,6 +181,7 @@ class Segment:
                 item_start=int(body["item_start"]),
                 item_ids=tuple(str(item_id) for item_id, _ in body["items"]),
                 item_rows=tuple(int(rows) for _, rows in body["items"]),
+                stamps=tuple(None if s is None else Stamp.from_json(s) for s in body["stamps"]),
                 units=tuple(
                     Unit(
                         name=f"{number:04d}-{index:05d}",
@@ -222,7 +231,12 @@ def make_grid(item_rows: Sequence[int], *, unit_rows: int | None, batch: int) ->
 
 
 def make_segment(
-    items: Sequence[tuple[str, int]], grid: Grid, *, recipe: str, after: Segment | None
+    items: Sequence[tuple[str, int]],
+    grid: Grid,
+    *,
+    recipe: str,
+    after: Segment | None,
+    stamps: Sequence[Stamp | None],
 ) -> Segment:
     """Plan some items behind what is planned already.
 
@@ -231,6 +245,8 @@ def make_segment(
         grid: The store's.
         recipe: Digest of the store's recipe.
         after: The segment before this one; None for the first.
+        stamps: What the files of each item look like, None for those that are missing; the units do
+            not depend on them.
 
     Returns:
         The segment.
@@ -238,6 +254,8 @@ def make_segment(
     Raises:
         RequestError: If an item has no rows.
     """
+    if len(stamps) != len(items):
+        raise AssertionError(f"{len(items)} items, {len(stamps)} stamps")
     for item_id, rows in items:
         if rows < 1:
             raise RequestError(f"item {item_id!r} has no rows; leave it out of the table")
@@ -264,6 +282,7 @@ def make_segment(
         item_start=_align(after.item_stop, grid.item_chunk_rows) if after else 0,
         item_ids=tuple(item_id for item_id, _ in items),
         item_rows=tuple(counts),
+        stamps=tuple(stamps),
         units=tuple(units),
     )
 

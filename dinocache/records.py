@@ -13,7 +13,7 @@ from dinocache.layout import FORMAT
 from dinocache.plan import Grid
 from dinocache.recipe import Recipe
 
-__all__ = ["Execution", "Failure", "Header", "Record", "StoredObject"]
+__all__ = ["Execution", "Failure", "Header", "Record", "Run", "StoredObject"]
 
 
 class _Part(BaseModel):
@@ -120,6 +120,38 @@ class Record(_Part):
             if path.startswith("/") or "\\" in path or ".." in path.split("/"):
                 raise StoreDamagedError(f"{name} names {path!r}, which is outside the store")
         return record
+
+
+class Run(_Part):
+    """The body of a file in `runs/`: what one process, or one cluster, came to."""
+
+    began: str
+    seconds: float
+    rows: int
+    units: int
+    ended: str
+    """`done`, `stopped`, or `failed`."""
+    device: str
+    workers: int
+    part: str
+    busy: dict[str, float]
+    made_by: dict[str, str]
+
+    @classmethod
+    def from_body(cls, body: Body, name: str) -> "Run":
+        """Read it back.
+
+        Args:
+            body: The document's.
+            name: The file, for messages.
+
+        Returns:
+            The run.
+
+        Raises:
+            StoreDamagedError: If a field is missing or of another type.
+        """
+        return _validated(cls, body, name)
 
 
 def _validated(cls: type[P], body: Body, name: str) -> P:

@@ -15,6 +15,7 @@ __all__ = [
     "ExtractRequest",
     "parse_channels",
     "parse_options",
+    "parse_part",
     "parse_resolution",
     "parse_windows",
 ]
@@ -66,6 +67,10 @@ class ExtractRequest:
     workers: int | None = None
     append: bool = False
     retry_failed: bool = False
+    retry_changed: bool = False
+    max_failures: int | None = None
+    hash_sources: bool = False
+    part: tuple[int, int] | None = None
 
 
 def parse_resolution(text: str | int) -> tuple[int, int]:
@@ -86,6 +91,24 @@ def parse_resolution(text: str | int) -> tuple[int, int]:
             f"--resolution {text!r}: give one side as 512, or height x width as 512x640"
         )
     return int(parts[0]), int(parts[-1])
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Read `3/8`, the third of eight shares of the units.
+
+    Args:
+        text: As a person or a job array gives it.
+
+    Returns:
+        (number from 1, shares).
+
+    Raises:
+        RequestError: If it is not so.
+    """
+    number, _, shares = text.partition("/")
+    if number.isdecimal() and shares.isdecimal() and 1 <= int(number) <= int(shares) <= 100_000:
+        return int(number), int(shares)
+    raise RequestError(f"--part {text!r}: give I/N with I from 1 to N, as 3/8")
 
 
 def parse_windows(text: str) -> tuple[WindowRecipe, ...]:

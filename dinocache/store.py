@@ -5,11 +5,11 @@ See docs/store-format.md. Needs neither torch nor any reader of images.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,8 @@ from dinocache.records import Failure, Header, Record
 
 __all__ = ["FailedItem", "FeatureStore", "Work"]
 
+T = TypeVar("T")
+
 _RECORD = re.compile(r"(?P<unit>\d{4}-(?:\d{5}|closing))\.(?P<kind>[\w.]+)\.json")
 _PLAN = re.compile(r"\d{4}\.json")
 
@@ -79,13 +81,26 @@ class FeatureStore:
         kinds: Row and native kinds that it has or was told to have.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, before: "FeatureStore | None" = None) -> None:
+        """See the class.
+
+        Args:
+            path: Its folder.
+            before: The same, as it stood earlier: what never changes is not read again.
+
+        Raises:
+            StoreNotFoundError: If there is none.
+            StoreDamagedError: If its files are not as they were written.
+        """
         if not (path / HEADER).is_file():
             raise StoreNotFoundError(
                 f"there is no store at {path}: it has no {HEADER}. A store lies at "
                 "ROOT/<dataset>/<model>/<resolution>; `dinocache extract` makes one."
             )
         self.path = path
+        self._once_read: dict[str, tuple[tuple[int, int], Any]] = {}
+        if before is not None:
+            self._once_read |= before._once_read
         self.header = Header.from_body(documents.read(path / HEADER, HEADER), HEADER)
         self.segments = self._read_segments()
         self.items_name, self.items = self._read_items()
@@ -163,7 +178,7 @@ class FeatureStore:
     def unplanned(self) -> list[str]:
         """List the ids of items in the table that no segment holds yet, in order."""
         planned = {i for segment in self.segments for i in segment.item_ids}
-        return [str(i) for i in self.items["item_id"] if i not in planned]
+        return [str(i) for i in self.items["item_id"].tolist() if i not in planned]
 
     def failures(self) -> list[FailedItem]:
         """List the items that failed and were not extracted since.
@@ -434,18 +449,34 @@ class FeatureStore:
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         segments = []
         for name in (f"{PLANS}/{n}" for n in names if _PLAN.fullmatch(n)):
-            segment = Segment.from_body(documents.read(self.path / name, name), name)
+            segment = self._once(name, self._read_segment)
             if segment.recipe != self.header.digest:
                 raise StoreDamagedError(f"{name} belongs to another store")
             segments.append(segment)
         return tuple(segments)
+
+    def _read_segment(self, name: str) -> Segment:
+        return Segment.from_body(documents.read(self.path / name, name), name)
+
+    def _once(self, name: str, read: Callable[[str], T]) -> T:
+        """Read a file that is never changed, unless it was read before and looks the same."""
+        status = (self.path / name).stat()
+        looks = status.st_size, status.st_mtime_ns
+        known = self._once_read.get(name)
+        if known is None or known[0] != looks:
+            self._once_read[name] = known = looks, read(name)
+        found: T = known[1]
+        return found
 
     def _read_items(self) -> tuple[str, pd.DataFrame]:
         name = _latest_items(self.path)
         if name is None:
             columns = ["item_id", "path", "group"]
             return "", pd.DataFrame({c: pd.Series(dtype="string") for c in columns})
-        return name, from_parquet((self.path / name).read_bytes(), name)
+        return name, self._once(name, self._read_table)
+
+    def _read_table(self, name: str) -> pd.DataFrame:
+        return from_parquet((self.path / name).read_bytes(), name)
 
     def _read_sealed(self) -> dict[str, Any]:
         path = self.path / SEALED

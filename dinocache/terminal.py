@@ -1,6 +1,7 @@
 """How both command lines end: one line for a person's mistake, never a traceback."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ import typer
 
 from dinocache.errors import DinocacheError
 
-__all__ = ["echo_json", "run"]
+__all__ = ["echo_json", "quiet_libraries", "run"]
 
 _OF_EXTRACTION = (
     "PIL", "av", "h5py", "huggingface_hub", "imagecodecs", "isal", "nibabel", "open_clip",
@@ -32,6 +33,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else int(bool(exc.code))
     except DinocacheError as exc:
+        logging.getLogger(__name__).debug("the command failed", exc_info=True)
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
     except ModuleNotFoundError as exc:
@@ -44,6 +46,19 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
         )
         return 1
     return 0
+
+
+def quiet_libraries(*, debug: bool = False) -> None:
+    """Send what is logged to standard error, and keep libraries from logging what is raised anyway.
+
+    Args:
+        debug: Whether our own debugging messages, with their tracebacks, are shown.
+    """
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    for library in ("pydicom", "nibabel.global", "tifffile"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    if debug:
+        logging.getLogger("dinocache").setLevel(logging.DEBUG)
 
 
 def echo_json(value: object) -> None:

@@ -12,8 +12,8 @@ from dinocache import documents
 from dinocache.durable import PARTIAL_SUFFIX
 from dinocache.errors import StoreDamagedError
 from dinocache.items import from_parquet
-from dinocache.layout import COORD, HEADER, ITEM_PREFIX, SEALED, THUMBS, record_name
-from dinocache.records import Record
+from dinocache.layout import COORD, HEADER, ITEM_PREFIX, RUNS, SEALED, THUMBS, record_name
+from dinocache.records import Record, Run
 from dinocache.store import FeatureStore, Work
 from dinocache.writer import expected_documents
 
@@ -113,6 +113,12 @@ def _check_documents(store: FeatureStore, found: Soundness, known: set[str]) -> 
             from_parquet(table.read_bytes(), table.name)
         except StoreDamagedError as exc:
             found.damages.append(Damage(file=table.name, what=str(exc)))
+    for run in sorted((store.path / RUNS).glob("*.json")):
+        known.add(name := f"{RUNS}/{run.name}")
+        try:
+            Run.from_body(documents.read(run, name), name)
+        except StoreDamagedError as exc:
+            found.damages.append(Damage(file=name, what=str(exc)))
     if (store.path / SEALED).is_file():
         known.add(SEALED)
         sealed = documents.read(store.path / SEALED, SEALED)

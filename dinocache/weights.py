@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import platformdirs
-
 from dinocache.durable import make_folder, replace_durably
 from dinocache.encoders import ENCODERS
 from dinocache.errors import RequestError, WeightsError, WeightsUnavailableError
+from dinocache.memory import cache_folder
 from dinocache.spec import EncoderSpec, HubFile
 
 if TYPE_CHECKING:
@@ -235,8 +234,7 @@ def _check_whose(name: str, digest: str, spec: EncoderSpec) -> None:
 
 
 def _digest_cache() -> Path:
-    folder = os.environ.get("DINOCACHE_CACHE") or platformdirs.user_cache_dir("dinocache")
-    return Path(folder).expanduser() / "file-digests.json"
+    return cache_folder() / "file-digests.json"
 
 
 def _recalled_digests() -> dict[str, object]:

@@ -6,6 +6,7 @@ rewritten, and the same unit done twice, even at once, ends in the same bytes.
 
 import asyncio
 import io
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from dinocache import documents
-from dinocache.durable import create_exclusively, make_folder, replace_durably
+from dinocache.durable import (
+    create_exclusively,
+    flush_folder,
+    keep_durably,
+    make_folder,
+    reading,
+    replace_durably,
+    writing,
+)
 from dinocache.items import latest_number, parquet_name, to_parquet
 from dinocache.layout import (
     FEATURES,
@@ -27,6 +36,7 @@ from dinocache.layout import (
     NATIVE,
     NATIVE_KINDS,
     PLANS,
+    RUNS,
     SEALED,
     UNITS,
     ArrayLayout,
@@ -39,7 +49,7 @@ from dinocache.layout import (
     thumb_name,
 )
 from dinocache.plan import Segment
-from dinocache.records import Header, Record, StoredObject
+from dinocache.records import Header, Record, Run, StoredObject
 from dinocache.store import FeatureStore
 
 __all__ = ["StoreWriter", "create_store", "expected_documents"]
@@ -54,6 +64,7 @@ class _DurableStore(LocalStore):
         super().__init__(root)
         self.prefix = prefix
         self.written: Objects = {}
+        self._folders: set[Path] = set()
 
     async def set(self, key: str, value: Buffer, byte_range: object = None) -> None:
         """Write a whole object (zarr calls this for each chunk or shard)."""
@@ -62,7 +73,7 @@ class _DurableStore(LocalStore):
 
     def _put(self, key: str, content: bytes) -> None:
         path = self.root / key
-        make_folder(path.parent)
+        make_folder(path.parent, self._folders)
         replace_durably(path, content)
         self.written[f"{self.prefix}/{key}"] = _stored(content)
 
@@ -103,7 +114,7 @@ class StoreWriter:
 
     def reload(self) -> None:
         """Look at the disk again."""
-        self.store = FeatureStore(self.store.path)
+        self.store = FeatureStore(self.store.path, before=self.store)
 
     def layout(self, kind: str) -> ArrayLayout:
         """Say how an array of this store is laid out."""
@@ -118,6 +129,8 @@ class StoreWriter:
         Raises:
             StoreWriteError: If the disk refuses.
         """
+        if not set(self.store.items["item_id"]).issuperset(table["item_id"]):
+            self._say_incomplete()
         content = to_parquet(table)
         name = parquet_name(latest_number(self.store.items_name) + 1, content)
         replace_durably(self.store.path / name, content)
@@ -132,9 +145,17 @@ class StoreWriter:
         Raises:
             StoreWriteError: If the disk refuses.
         """
+        self._say_incomplete()
         name = f"{segment.number:04d}.json"
         create_exclusively(self.store.path / PLANS / name, documents.encode(segment.to_body()))
         self.reload()
+
+    def _say_incomplete(self) -> None:
+        """Take back that the store is complete, before it no longer is."""
+        name = f"{FEATURES}/zarr.json"
+        if self.store.kinds:
+            documents_now = expected_documents(self.store, self.store.kinds, complete=False)
+            keep_durably(self.store.path / name, documents_now[name])
 
     def prepare(self, kinds: Sequence[str]) -> None:
         """Write the `zarr.json` of the arrays of some kinds, in the sizes that the plan asks for.
@@ -145,12 +166,16 @@ class StoreWriter:
         Raises:
             StoreWriteError: If the disk refuses.
         """
+        self.reload()
         wanted = {*kinds, *self.store.kinds}
         for name, content in expected_documents(self.store, wanted, complete=False).items():
             path = self.store.path / name
             make_folder(path.parent)
-            if not path.exists() or path.read_bytes() != content:
-                replace_durably(path, content)
+            keep_durably(path, content)
+        # What stands there may be of a run that was killed before its name was on the disk; the
+        # records to come rely on it.
+        for folder in (self.store.path, self.store.path / PLANS):
+            flush_folder(folder)
         self._arrays.clear()
         self.reload()
 
@@ -173,14 +198,16 @@ class StoreWriter:
         if row % layout.file_rows or not fits:
             raise AssertionError(f"{kind} rows at {row}, {block.dtype} {block.shape}: not {layout}")
         if kind not in self._arrays:
-            self._arrays[kind] = zarr.open_array(self._features, path=kind, mode="r+")
+            with writing(self._features.root / kind):
+                self._arrays[kind] = zarr.open_array(self._features, path=kind, mode="r+")
         array = self._arrays[kind]
         # Whole files only: zarr would read a file that it is given a part of.
         short = min(-len(block) % layout.file_rows, array.shape[0] - row - len(block))
         if short:
             filler = np.full((short, *layout.tail), np.nan, block.dtype)
             block = np.concatenate([block, filler])
-        array[row : row + len(block)] = block
+        with writing(self._features.root / kind):
+            array[row : row + len(block)] = block
         return self._features.take()
 
     def write_native(
@@ -215,9 +242,11 @@ class StoreWriter:
         if self._open_native is None or self._open_native[0] != name:
             document = native_document(shape, str(rows.dtype), attributes)
             self._native._put(f"{name}/zarr.json", document)
-            array = zarr.open_array(self._native, path=name, mode="r+", config=_KEEP_EMPTY)
+            with writing(self._native.root / name):
+                array = zarr.open_array(self._native, path=name, mode="r+", config=_KEEP_EMPTY)
             self._open_native = name, array
-        self._open_native[1][:, start : start + rows.shape[1]] = rows
+        with writing(self._native.root / name):
+            self._open_native[1][:, start : start + rows.shape[1]] = rows
         return self._native.take()
 
     def close_native(self) -> None:
@@ -258,6 +287,20 @@ class StoreWriter:
         content = documents.encode(record.model_dump(mode="json"))
         replace_durably(self.store.path / record_name(record.unit, record.kind), content)
 
+    def write_run(self, run: Run) -> None:
+        """Keep what a run came to. It is for people: nothing depends on it.
+
+        Args:
+            run: It.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        folder = self.store.path / RUNS
+        make_folder(folder)
+        name = f"{run.began.replace('-', '').replace(':', '')}-{uuid.uuid4().hex[:8]}.json"
+        replace_durably(folder / name, documents.encode(run.model_dump(mode="json")))
+
     def seal(self) -> bool:
         """If all is done, gather every record in `sealed.json` and say so in the arrays' group.
 
@@ -277,14 +320,15 @@ class StoreWriter:
             if record is None:  # removed since it was listed
                 return False
             units[f"{work.unit}.{work.kind}"] = record.model_dump(mode="json")
-        plans = {
-            f"{s.number:04d}.json": documents.checksum(documents.encode(s.to_body()))
-            for s in store.segments
-        }
+        with reading(store.path / PLANS):
+            plans = {
+                name: documents.checksum((store.path / PLANS / name).read_bytes())
+                for name in (f"{s.number:04d}.json" for s in store.segments)
+            }
         body = {"units": units, "plans": plans, "items": store.items_name}
-        _replace_if_other(store.path / SEALED, documents.encode(body))
+        keep_durably(store.path / SEALED, documents.encode(body))
         for name, content in expected_documents(store, store.kinds, complete=True).items():
-            _replace_if_other(store.path / name, content)
+            keep_durably(store.path / name, content)
         self.reload()
         return True
 
@@ -294,7 +338,11 @@ _KEEP_EMPTY = {"write_empty_chunks": True}
 
 
 def expected_documents(
-    store: FeatureStore, kinds: Sequence[str] | set[str], *, complete: bool
+    store: FeatureStore,
+    kinds: Sequence[str] | set[str],
+    *,
+    complete: bool,
+    segments: Sequence[Segment] | None = None,
 ) -> dict[str, bytes]:
     """Say what the `zarr.json` files of a store must hold, those of single items apart.
 
@@ -302,11 +350,12 @@ def expected_documents(
         store: The store.
         kinds: Row and native kinds.
         complete: Whether it is.
+        segments: Of its plan; by default all.
 
     Returns:
         Path within the store -> bytes.
     """
-    header, segments = store.header, store.segments
+    header, segments = store.header, store.segments if segments is None else segments
     rows = segments[-1].row_stop if segments else 0
     items = segments[-1].item_stop if segments else 0
     attributes = {
@@ -335,8 +384,3 @@ def expected_documents(
 
 def _stored(content: bytes) -> StoredObject:
     return StoredObject(bytes=len(content), crc32c=documents.checksum(content))
-
-
-def _replace_if_other(path: Path, content: bytes) -> None:
-    if not path.is_file() or path.read_bytes() != content:
-        replace_durably(path, content)

@@ -1,7 +1,10 @@
 """Readers of medical images, one a sort of item. See docs/readers.md."""
 
 import importlib
+import itertools
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +40,14 @@ _SUFFIXES = {
     "video": ".mp4 .avi .mkv .mov .m4v .webm .mpg .mpeg",
     "stack": ".h5 .hdf .hdf5",
 }
-_READER_OF = {suffix: name for name, listed in _SUFFIXES.items() for suffix in listed.split()}
+_LOOKERS, _AT_ONCE = 32, 256
+"""Threads that look whether paths are folders: on a file server they mostly wait."""
 _PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp")
+_READER_OF = {suffix: name for name, listed in _SUFFIXES.items() for suffix in listed.split()}
+_READER_OF |= dict.fromkeys(_PICTURES, "image")
 
 
-def guess_reader(paths: Iterable[Path]) -> str:
+def guess_reader(paths: Iterable[str | Path]) -> str:
     """Choose the reader that suits the names of files.
 
     Args:
@@ -54,26 +60,34 @@ def guess_reader(paths: Iterable[Path]) -> str:
     Raises:
         RequestError: If the names speak for different readers.
     """
-    found: dict[str, Path] = {}
-    for path in paths:
-        lower = path.name.lower()
-        suffix = "".join(
-            Path(lower).suffixes[-2:] if lower.endswith(".gz") else [Path(lower).suffix]
-        )
-        found.setdefault(_READER_OF.get(suffix) or _reader_of_other(path, suffix), path)
+    listed = list(paths)
+    named = [_READER_OF.get(_suffix(path), "") for path in listed]
+    others = [path for path, name in zip(listed, named, strict=True) if not name]
+    parts = [others[i : i + _AT_ONCE] for i in range(0, len(others), _AT_ONCE)]
+    with ThreadPoolExecutor(_LOOKERS) as pool:
+        done = pool.map(lambda part: [_reader_of_other(path) for path in part], parts)
+        looked = itertools.chain.from_iterable(done)
+    found: dict[str, str | Path] = {}
+    for path, name in zip(listed, named, strict=True):
+        found.setdefault(name or next(looked), path)
     if len(found) > 1:
         (first, a), (second, b) = list(found.items())[:2]
         raise RequestError(
-            f"{a.name} speaks for the reader {first}, {b.name} for {second}: a store has one; name "
-            "it with --reader, or make a table of each sort"
+            f"{os.path.basename(a)} speaks for the reader {first}, {os.path.basename(b)} for "
+            f"{second}: a store has one; name it with --reader, or make a table of each sort"
         )
     return next(iter(found), "image")
 
 
-def _reader_of_other(path: Path, suffix: str) -> str:
-    if suffix in _PICTURES or not path.is_dir():
+def _suffix(path: str | Path) -> str:
+    stem, suffix = os.path.splitext(os.path.basename(path).lower())
+    return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
+
+
+def _reader_of_other(path: str | Path) -> str:
+    if not os.path.isdir(path):
         return "image"
-    first = min((p.name for p in path.iterdir() if p.is_file()), default="")
+    first = min((p.name for p in Path(path).iterdir() if p.is_file()), default="")
     return "stack" if first.lower().endswith(_PICTURES) else "volume"
 
 

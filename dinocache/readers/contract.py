@@ -177,6 +177,7 @@ class Reader(ABC, Generic[Settings]):
         summary: What it reads, in a few words.
         Options: The model of its options.
         columns: (name, unit) of what `OpenItem.coords` gives.
+        one_row: Whether every item has one row, so that none need be opened to count them.
         window: The window of a recipe that says nothing else.
         settings: The options, typed.
         options: The options as the recipe records them, all of them, JSON.
@@ -186,6 +187,7 @@ class Reader(ABC, Generic[Settings]):
     summary: ClassVar[str]
     Options: ClassVar[type[ReaderOptions]] = ReaderOptions
     columns: ClassVar[tuple[tuple[str, str], ...]] = ()
+    one_row: ClassVar[bool] = False
     window: ClassVar[Literal["full-range", "percentile"]] = "full-range"
     settings: Settings
     options: dict[str, Any]

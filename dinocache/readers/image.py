@@ -37,6 +37,7 @@ class ImageReader(Reader[ImageOptions]):
     name = "image"
     summary = "PNG, JPEG, TIFF, BMP, WebP, DICOM of one frame"
     Options = ImageOptions
+    one_row = True
 
     def open(self, files: ItemFiles, like: Geometry | None = None) -> OpenItem:
         """Read the header; the image is decoded as a whole, later."""

@@ -1,0 +1,374 @@
+"""How long rows take on this machine: a few items are read, a few passes made, nothing is kept."""
+
+import hashlib
+import heapq
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dinocache.cost import activation_bytes, weight_bytes
+from dinocache.errors import ItemError, RequestError
+from dinocache.intensity import item_windows
+from dinocache.layout import is_row_kind, parse_kind
+from dinocache.progress import human_bytes
+from dinocache.recipe import Recipe
+from dinocache.source import Source, guarded
+from dinocache.spec import EncoderSpec
+from dinocache.transforms import Preprocess, Staged, check_row
+
+if TYPE_CHECKING:
+    import torch
+
+    from dinocache.inference import Encoder
+    from dinocache.intensity import Window
+    from dinocache.readers import OpenItem, Pixels
+
+__all__ = [
+    "Encoding",
+    "Reading",
+    "drawn",
+    "try_encoding",
+    "try_reading",
+    "why_not",
+]
+
+MOST_ITEMS = 32
+_READING_S, _ENCODING_S = 4.0, 5.0
+_ENOUGH_S, _ENOUGH_ROWS = 0.5, 4
+"""Of a pass that tells how long a row takes."""
+_BLOCK_ROWS, _BLOCK_BYTES = 16, 32 << 20
+_KEPT_ROWS = 16
+_MOST_BYTES = 12e9
+"""Of weights that are drawn for a trial; drawing more takes minutes."""
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """What reading a few items took.
+
+    Attributes:
+        items: That were read.
+        rows: Of these items, in all.
+        nbytes: Of these rows, decoded.
+        plane_px: Pixels of a row's plane, on average.
+        item_s: Seconds of a thread for an item until its first rows are the encoder's input.
+        first_rows: How many rows that is, on average.
+        row_s: Seconds of a thread for each further row.
+        cpu: Seconds that cores worked for each of a thread's; more than 1 where decoders have
+            threads of their own.
+        inputs: Of some rows: what each pass through the encoder takes.
+        unreadable: Items that could not be read -> why.
+    """
+
+    items: int = 0
+    rows: int = 0
+    nbytes: int = 0
+    plane_px: float = 0.0
+    item_s: float = 0.0
+    first_rows: float = 0.0
+    row_s: float = 0.0
+    cpu: float = 1.0
+    inputs: list[tuple[Staged, ...]] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def seconds(self, item_rows: Iterable[int]) -> float:
+        """Estimate what items take in one thread, s.
+
+        Args:
+            item_rows: Rows of each.
+        """
+        return sum(
+            self.item_s + self.row_s * max(0.0, rows - self.first_rows) for rows in item_rows
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What a few passes took.
+
+    Attributes:
+        row_s: Seconds a row.
+        row_cpu_s: Seconds that cores worked a row.
+        start_s: Seconds until the encoder was ready.
+    """
+
+    row_s: float
+    row_cpu_s: float
+    start_s: float
+
+
+def drawn(item_ids: Iterable[str]) -> list[str]:
+    """Draw a few items, by a hash of their ids: the same whenever it is asked."""
+    return heapq.nsmallest(MOST_ITEMS, item_ids, key=lambda i: hashlib.sha256(i.encode()).digest())
+
+
+# -------------------------------------------------------------------- reading
+
+
+def try_reading(
+    source: Source,
+    recipe: Recipe,
+    item_ids: Sequence[str],
+    *,
+    kinds: Sequence[str],
+    workers: int,
+    device: "torch.device | None",
+) -> Reading:
+    """Read a few items as an extraction does, for some seconds at most.
+
+    Args:
+        source: Of the items.
+        recipe: What becomes of them.
+        item_ids: Which, see `drawn`.
+        kinds: What is kept of them.
+        workers: Threads.
+        device: That encodes; None opens the items and decodes nothing.
+
+    Returns:
+        What it took.
+    """
+    trial = _Reader(source, recipe, kinds, Preprocess(recipe.input, device) if device else None)
+    reading = Reading()
+    if not item_ids:
+        return reading
+    # The first item brings decoders along, which are not to be counted again and again.
+    *others, first = item_ids
+    began = time.monotonic()
+    done = [trial.read(first)]
+    counted = done
+    if others and time.monotonic() - began < _READING_S:
+        began, worked = time.monotonic(), time.process_time()
+        with ThreadPoolExecutor(workers, thread_name_prefix="trial") as pool:
+            until = began + _READING_S
+            found = pool.map(lambda i: trial.read(i) if time.monotonic() < until else None, others)
+            counted = [one for one in found if one is not None]
+        worked = time.process_time() - worked
+        seconds = sum(one.first_s + one.more_s for one in counted)
+        reading.cpu = worked / seconds if seconds else 1.0
+        done = [*done, *counted]
+    _sum_up(reading, done, counted)
+    return reading
+
+
+@dataclass(kw_only=True)
+class _Read:
+    """What one item took."""
+
+    item_id: str
+    reason: str | None = None
+    n_rows: int = 0
+    nbytes: int = 0
+    plane_px: int = 0
+    first_rows: int = 0
+    first_s: float = 0.0
+    more_rows: int = 0
+    more_s: float = 0.0
+    inputs: list[tuple[Staged, ...]] = field(default_factory=list)
+
+
+def _sum_up(reading: Reading, done: Sequence[_Read], counted: Sequence[_Read]) -> None:
+    good = [one for one in done if one.reason is None]
+    reading.unreadable = {one.item_id: one.reason for one in done if one.reason is not None}
+    if not good:
+        return
+    reading.items = len(good)
+    reading.rows = sum(one.n_rows for one in good)
+    reading.nbytes = sum(one.nbytes for one in good)
+    reading.plane_px = sum(one.plane_px * one.n_rows for one in good) / reading.rows
+    counted = [one for one in counted if one.reason is None] or good
+    reading.item_s = sum(one.first_s for one in counted) / len(counted)
+    reading.first_rows = sum(one.first_rows for one in counted) / len(counted)
+    more = sum(one.more_rows for one in counted)
+    reading.row_s = sum(one.more_s for one in counted) / more if more else 0.0
+    reading.inputs = [row for one in good for row in one.inputs][:_KEPT_ROWS]
+
+
+class _Reader:
+    """Reads the first rows of items."""
+
+    def __init__(
+        self, source: Source, recipe: Recipe, kinds: Sequence[str], prepare: Preprocess | None
+    ) -> None:
+        self._source, self._recipe = source, recipe
+        self._prepare = prepare
+        self._encoded = any(is_row_kind(kind) for kind in kinds)
+        self._mask = "mask" in kinds
+
+    def read(self, item_id: str) -> _Read:
+        """Open an item and read two blocks of its rows: the first may decode the whole of it."""
+        read = _Read(item_id=item_id)
+        began = time.monotonic()
+        try:
+            with self._source.watch(item_id), self._source.open(item_id) as item:
+                read.n_rows, read.nbytes = item.n_rows, item.nbytes
+                shape = item.geometry.shape
+                read.plane_px = shape[1] * shape[2] if shape else 0
+                if self._prepare is not None:
+                    self._decode(item, read, began)
+        except ItemError as exc:
+            read.reason, read.first_s = str(exc), time.monotonic() - began
+        return read
+
+    def _decode(self, item: "OpenItem", read: _Read, began: float) -> None:
+        windows = guarded(lambda: item_windows(self._recipe.input.windows, item))
+        a_row = max(item.nbytes // item.n_rows, 1)
+        count = min(max(_BLOCK_BYTES // a_row, 1), _BLOCK_ROWS, item.n_rows)
+        read.inputs = self._rows(item, windows, 0, count)[:_KEPT_ROWS]
+        if self._mask and read.item_id in self._source.masks:
+            guarded(item.mask)
+        between = time.monotonic()
+        read.first_rows, read.first_s = count, between - began
+        read.more_rows = min(2 * count, item.n_rows) - count
+        if read.more_rows:
+            self._rows(item, windows, count, count + read.more_rows)
+            read.more_s = time.monotonic() - between
+
+    def _rows(
+        self, item: "OpenItem", windows: "Sequence[Window]", start: int, stop: int
+    ) -> list[tuple[Staged, ...]]:
+        passes = self._recipe.channels.mode == "passes"
+        found = []
+        for row in guarded(lambda: item.rows(start, stop)):
+            check_row(self._recipe.input, row, alone=passes)
+            if self._encoded:
+                found.append(self._staged(row, windows))
+        return found
+
+    def _staged(self, row: "Pixels", windows: "Sequence[Window]") -> tuple[Staged, ...]:
+        if self._prepare is None:
+            return ()
+        if self._recipe.channels.mode == "stacked":
+            return (self._prepare.stage(row, windows),)
+        several = [*windows] * len(row) if len(windows) == 1 else windows
+        return tuple(
+            self._prepare.stage(row[c : c + 1], several[c : c + 1]) for c in range(len(row))
+        )
+
+
+# ------------------------------------------------------------------- encoding
+
+
+def why_not(spec: EncoderSpec, resolution: tuple[int, int], device: "torch.device") -> str:
+    """Say why an encoder cannot be tried here; empty if it can.
+
+    Args:
+        spec: The encoder.
+        resolution: (height, width), px.
+        device: Where it is to run.
+
+    Returns:
+        A clause.
+    """
+    import psutil
+
+    weights = weight_bytes(spec)
+    free = int(psutil.virtual_memory().available)
+    needed = weights * 1.2 + (0 if device.type == "cuda" else activation_bytes(spec, resolution))
+    if needed > free:
+        return f"{spec.name} needs {human_bytes(needed)} of memory, {human_bytes(free)} are free"
+    if weights > _MOST_BYTES:
+        return f"drawing {human_bytes(weights)} of weights for {spec.name} takes minutes"
+    if device.type == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0]
+        needed = weights + activation_bytes(spec, resolution)
+        if needed > free:
+            return (
+                f"{spec.name} needs {human_bytes(needed)}, {human_bytes(free)} of {device} are free"
+            )
+    return ""
+
+
+def try_encoding(
+    load: "Callable[[], Encoder]",
+    recipe: Recipe,
+    inputs: Sequence[tuple[Staged, ...]],
+    *,
+    kinds: Sequence[str],
+    batch: int,
+) -> Encoding:
+    """Make passes of more and more rows, for some seconds at most.
+
+    The first is of one row: on a CPU a whole batch may take a minute.
+
+    Args:
+        load: Makes the encoder.
+        recipe: Of the input.
+        inputs: Of some rows; where there is none, black ones are taken.
+        kinds: What it makes.
+        batch: Rows of a whole pass; of an encoder of volumes, those of a usual one.
+
+    Returns:
+        What it took.
+
+    Raises:
+        RequestError: If it cannot make a pass of one row.
+    """
+    began = time.monotonic()
+    encoder = load()
+    start_s = time.monotonic() - began
+    trial = _Encoder(encoder, recipe, inputs, kinds)
+    volume = encoder.spec.network == "volume"
+    # Its network moves over a volume in windows: fewer rows than one has take as long.
+    rows = min(batch, encoder.spec.native_px) if volume else 1
+    until = time.monotonic() + _ENCODING_S
+    if not volume:
+        trial.passes(rows)
+    took, worked = trial.passes(rows)
+    # A device is told of each shape anew, which is done once and not to be counted.
+    passes = 1 if encoder.device.type == "cpu" else 2
+    while (
+        rows < batch
+        and (took < _ENOUGH_S or rows < _ENOUGH_ROWS)
+        and time.monotonic() + 2 * passes * took < until
+    ):
+        more = min(2 * rows, batch)
+        try:
+            *_, (took, worked) = [trial.passes(more) for _ in range(passes)]
+        except RequestError:  # too little memory for so many
+            break
+        rows = more
+    return Encoding(row_s=took / rows, row_cpu_s=worked / rows, start_s=start_s)
+
+
+class _Encoder:
+    """Makes passes as an extraction does, down to the features' being in the host's memory."""
+
+    def __init__(
+        self,
+        encoder: "Encoder",
+        recipe: Recipe,
+        inputs: Sequence[tuple[Staged, ...]],
+        kinds: Sequence[str],
+    ) -> None:
+        import torch
+
+        self._encoder = encoder
+        self._prepare = Preprocess(recipe.input, encoder.device)
+        black = Staged(torch.zeros((recipe.input.channels, *recipe.input.resolution)))
+        self._rows = [row[0] for row in inputs if row] or [black]
+        self._kinds: Mapping[str | None, list[str]] = _by_channel(kinds)
+
+    def passes(self, rows: int) -> tuple[float, float]:
+        """Encode some rows, once for each channel: (seconds, seconds that cores worked)."""
+        import torch
+
+        staged = [self._rows[i % len(self._rows)] for i in range(rows)]
+        began, worked = time.monotonic(), time.process_time()
+        for bases in self._kinds.values():
+            found = self._encoder(self._prepare.batch(staged), bases)
+            for values in found.values():
+                values.abs().flatten(1).amax(1).cpu()
+                values.to(torch.float16).cpu()
+        return time.monotonic() - began, time.process_time() - worked
+
+
+def _by_channel(kinds: Sequence[str]) -> dict[str | None, list[str]]:
+    found: dict[str | None, list[str]] = {}
+    for kind in kinds:
+        if parsed := parse_kind(kind):
+            found.setdefault(parsed.channel, []).append(parsed.base)
+    return found
