@@ -13,7 +13,6 @@ import pytest
 import torch
 from making import make_table, tiny_request
 
-from dinocache.cost import default_batch, gflop
 from dinocache.encoders import encoder_spec
 from dinocache.errors import (
     RecipeMismatchError,
@@ -22,18 +21,22 @@ from dinocache.errors import (
     StoreWriteError,
     WeightsError,
 )
-from dinocache.extract import dry_run, extract, relabel
+from dinocache.extract import extract, relabel
 from dinocache.inference import Encoder, load_encoder
 from dinocache.layout import FEATURES
 from dinocache.progress import QuietProgress
 from dinocache.recipe import WindowRecipe
-from dinocache.request import ExtractRequest, parse_resolution, parse_windows
+from dinocache.request import parse_resolution, parse_windows
 from dinocache.store import FeatureStore
 from dinocache.verify import verify
 
 
 def stamps(store: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in store.rglob("c.*") if p.is_file()}
+
+
+def ctime(path: Path) -> int:
+    return path.stat().st_ctime_ns
 
 
 def test_a_second_run_finds_nothing_to_do(tmp_path: Path) -> None:
@@ -87,6 +90,29 @@ def test_appended_items_are_a_new_segment(tmp_path: Path) -> None:
     assert ids == list(whole["item_id"])
     assert np.isfinite(vectors).all()
     assert verify(path).exit_code == 0
+
+
+def test_sources_that_changed_are_named_and_extracted_anew_if_asked(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 21)
+    path = extract(tiny_request(table, tmp_path / "f")).path
+    before, kept = FeatureStore(path), stamps(path)
+    shutil.copyfile(tmp_path / "png/0002.png", tmp_path / "png/0005.png")
+    (tmp_path / "png/0007.png").unlink()
+    said = QuietProgress()
+    assert extract(tiny_request(table, tmp_path / "f"), said).units == 0
+    changed, missing = said.notes
+    assert changed.startswith("note: the files of 1 items have changed since they were planned, as")
+    assert "0005 (" in changed
+    assert "--retry-changed" in changed
+    assert "1 items are gone, as 0007" in missing
+    again = extract(tiny_request(table, tmp_path / "f", retry_changed=True))
+    assert (again.rows, again.complete, again.failures) == (1, True, ())
+    after = FeatureStore(path)
+    np.testing.assert_array_equal(after.rows("cls", "0005"), after.rows("cls", "0002"))
+    np.testing.assert_array_equal(after.rows("cls", "0007"), before.rows("cls", "0007"))
+    assert {k: v for k, v in stamps(path).items() if k in kept} == kept
+    assert verify(path).exit_code == 0
+    assert extract(tiny_request(table, tmp_path / "f", retry_changed=True)).units == 0
 
 
 def test_bad_items_are_named_and_tried_again(
@@ -319,39 +345,6 @@ def test_batches_do_not_depend_on_decoding_threads(tmp_path: Path) -> None:
             )
 
 
-def test_dry_run_writes_nothing(tmp_path: Path) -> None:
-    table = make_table(tmp_path, 40)
-    request = tiny_request(table, tmp_path / "f", weights="hub", features=("cls", "dense", "image"))
-    forecast = dry_run(request)
-    assert not (tmp_path / "f").exists()
-    assert (forecast.items, forecast.rows, forecast.units, forecast.units_missing) == (40, 40, 3, 3)
-    assert forecast.n_bytes == {"cls": 40 * 48 * 2, "dense": 40 * 2 * 3 * 48 * 2}
-    assert (forecast.batch, forecast.suggested_batch) == (8, 16)
-    assert forecast.gflop == gflop(encoder_spec("tiny"), (32, 48))
-    extract(tiny_request(table, tmp_path / "f", features=("cls", "dense", "image")))
-    assert dry_run(request).units_missing == 0
-
-
-def test_forecast_suggests_a_batch_for_the_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The plan is the same on every machine; only the advice is not."""
-    table = make_table(tmp_path, 3)
-    spec, resolution = encoder_spec("resnet50"), (512, 640)
-    planned = default_batch(spec, resolution)
-    request = tiny_request(
-        table, tmp_path, model="resnet50", resolution=resolution, batch=None, unit_rows=64
-    )
-    for memory in (3e9, 8e9, 80e9):
-        monkeypatch.setattr("dinocache.job.device_memory", lambda _, memory=memory: int(memory))
-        forecast = dry_run(request)
-        better = min(64, default_batch(spec, resolution, memory_bytes=memory))
-        assert (better == planned) == (memory == 8e9)
-        assert forecast.batch == planned
-        assert forecast.suggested_batch == (None if better == planned else better)
-    assert forecast.n_bytes == {"mean": 3 * 2048 * 2}
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -425,7 +418,10 @@ def test_two_at_once_end_in_the_same_bytes(tmp_path: Path) -> None:
     shutil.rmtree(path / "units")
     (path / "units").mkdir()
     assert extract(request).units == 2
-    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+    after = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    # A second run has a second report in runs/, of how long it took.
+    assert {p for p in after if p not in before} == {max((path / "runs").iterdir(), key=ctime)}
+    assert {p: content for p, content in after.items() if p in before} == before
 
 
 def close(stored: np.ndarray, values: torch.Tensor) -> None:
@@ -824,14 +820,6 @@ def test_what_cannot_go_together_is_said_before_a_store_is_made(tmp_path: Path) 
     assert not (tmp_path / "f").exists()
 
 
-def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path) -> None:
-    request = tiny_request(make_table(tmp_path, 3), tmp_path / "f")
-    extract(request)
-    assert dry_run(replace(request, weights=None)).units_missing == 0
-    with pytest.raises(RecipeMismatchError, match=r"input\.resize\.mode: squash in the store, pad"):
-        dry_run(replace(request, resize="pad"))
-
-
 def test_dark_sixteen_bit_images_are_spoken_of_once(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -848,15 +836,3 @@ def test_dark_sixteen_bit_images_are_spoken_of_once(tmp_path: Path) -> None:
     window = WindowRecipe(mode="range", low=0, high=4095)
     extract(tiny_request(table, tmp_path / "g", windows=(window,)), progress)
     assert not [n for n in progress.notes if "16-bit" in n]
-
-
-@pytest.mark.parametrize(
-    ("model", "folder"), [("dinov3-s", "256"), ("dinov2-s", "518"), ("uni2-h", "224")]
-)
-def test_the_default_size_is_one_that_the_encoder_takes(
-    tmp_path: Path, model: str, folder: str
-) -> None:
-    forecast = dry_run(
-        ExtractRequest(dataset=str(make_table(tmp_path, 3)), root=tmp_path / "f", model=model)
-    )
-    assert forecast.path == tmp_path / "f/images" / model / folder

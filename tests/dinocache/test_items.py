@@ -13,7 +13,8 @@ from PIL import Image
 
 from dinocache.encoders import encoder_spec
 from dinocache.errors import ItemError, RequestError, TableError
-from dinocache.extract import dry_run, extract
+from dinocache.extract import extract
+from dinocache.forecast import dry_run
 from dinocache.geometry import Geometry, restore
 from dinocache.inference import load_encoder
 from dinocache.intensity import item_windows

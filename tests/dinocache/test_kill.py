@@ -51,3 +51,9 @@ def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     assert found["redone"] == []
     assert found["identical"]
     assert found["verify"] == 0
+
+
+def test_frozen_twin_changes_nothing_once_it_wakes(tmp_path: Path) -> None:
+    found = run("twins", make_table(tmp_path, 19), tmp_path, "cls", 31)
+    assert found["wrong"] == []
+    assert int(str(found["frozen"])) >= 5

@@ -217,6 +217,7 @@ def test_large_items_over_several_units(tmp_path: Path, monkeypatch: pytest.Monk
         return RowsItem([np.roll(image, i, axis=-1) for i in range(rows[files.path.name])])
 
     plain = ImageReader.open
+    monkeypatch.setattr(ImageReader, "one_row", False)
     monkeypatch.setattr(ImageReader, "count_rows", lambda self, files: rows[files.path.name])
     monkeypatch.setattr(ImageReader, "open", rolled)
     monkeypatch.setattr("dinocache.plan.MAX_ITEM_ROWS_IN_A_UNIT", 32)

@@ -1,13 +1,16 @@
-"""Kills extractions and looks at what is left. Run as a program, so that it may fork.
+"""Kills or freezes extractions and looks at what is left. Run as a program, so that it may fork.
 
 A fresh process imports everything and starts no thread; each extraction runs in a fork of it, which
 costs no import, and dies by SIGKILL: no handler, no cleaning up. Prints one JSON object.
 
     killing.py between TABLE FOLDER FEATURES   before each file operation of an extraction, in turn
     killing.py random TABLE FOLDER N           N times at random moments after the first record
+    killing.py twins TABLE FOLDER FEATURES N   freezes one of two that do the same units, before
+                                               each N-th file operation in turn
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -50,16 +53,25 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill_before(operation: int, folder: Path) -> None:
-    """Arrange that this process dies just before its n-th change below a folder."""
-    done = 0
+def wait_for_stop(child: int) -> int | None:
+    """Wait until a child is stopped, or has ended: then its exit status, or minus the signal."""
+    status = os.waitpid(child, os.WUNTRACED)[1]
+    return None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
+
+
+def wake(child: int) -> int:
+    """Let a stopped child go on to its end."""
+    os.kill(child, signal.SIGCONT)
+    return wait(child)
+
+
+def signal_before(operation: int, folder: Path, number: signal.Signals) -> None:
+    """Arrange that this process gets a signal just before its n-th change below a folder."""
+    turns = itertools.count(1)  # one step of the interpreter: several threads write
 
     def count(path: object) -> None:
-        nonlocal done
-        if str(path).startswith(str(folder)):
-            done += 1
-            if done == operation:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if str(path).startswith(str(folder)) and next(turns) == operation:
+            os.kill(os.getpid(), number)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if (event == "open" and set(str(arguments[1])) & set("wxa+")) or event in (
@@ -125,7 +137,7 @@ def between(table: Path, folder: Path, features: tuple[str, ...]) -> dict[str, o
         shutil.rmtree(request.root, ignore_errors=True)
 
         def doomed(operation: int = operation) -> None:
-            kill_before(operation, request.root)
+            signal_before(operation, request.root, signal.SIGKILL)
             extract(request)
 
         ended = wait(fork(doomed))
@@ -139,6 +151,65 @@ def between(table: Path, folder: Path, features: tuple[str, ...]) -> dict[str, o
         if again or digests(store) != expected or redone(before) or found.exit_code:
             wrong.append([operation, again, redone(before), [str(d) for d in found.damages]])
     return {"kills": kills, "wrong": wrong}
+
+
+def twins(table: Path, folder: Path, features: tuple[str, ...], every: int) -> dict[str, object]:
+    """Freeze one of two before each n-th of its file operations; wake it once the other is done.
+
+    The other begins while the first is frozen, and, a second time, was itself frozen at a random
+    moment before the first began, so that it does units that the first committed meanwhile.
+    """
+    expected = undisturbed(tiny_request(table, folder / "whole", features=features))
+    request = tiny_request(table, folder / "twins", features=features)
+    store = store_of(request)
+    moments = random.Random(11)
+    frozen, wrong = 0, []
+
+    def twin(operation: int) -> Callable[[], None]:
+        def work() -> None:
+            signal_before(operation, request.root, signal.SIGSTOP)
+            extract(request)
+
+        return work
+
+    def look(when: str) -> list[str]:
+        found = verify(store)
+        wrong = [f"{when}: {damage}" for damage in found.damages]
+        if not found.complete:
+            wrong.append(f"{when}: not complete")
+        if digests(store) != expected:
+            wrong.append(f"{when}: other bytes")
+        return wrong
+
+    def freeze(operation: int, *, early: bool) -> bool:
+        """Do it once; False if the first was done before its time had come."""
+        shutil.rmtree(request.root, ignore_errors=True)
+        other = ended = None
+        if early:
+            other = fork(twin(moments.randint(1, operation)))
+            ended = wait_for_stop(other)
+        first = fork(twin(operation))
+        if (end := wait_for_stop(first)) is not None:
+            wrong.extend([f"before {operation}: exit {end}"] * (end != 0))
+            if other is not None and ended is None:
+                wake(other)
+            return False
+        if other is None:
+            ended = wait(fork(lambda: extract(request) and None))
+        elif ended is None:
+            ended = wake(other)
+        found = [f"the other: exit {ended}"] * (ended != 0) + look("while one sleeps")
+        end = wake(first)
+        found += [f"the woken: exit {end}"] * (end != 0) + look("after waking")
+        found += [f"left over: {p.name}" for p in store.rglob("*.partial")]
+        wrong.extend(f"before {operation}, {'early' * early or 'late'}: {what}" for what in found)
+        return True
+
+    for operation in range(1, 10_000, every):
+        if not freeze(operation, early=False):
+            break
+        frozen += 1 + freeze(operation, early=True)
+    return {"frozen": frozen, "last": operation - every, "wrong": wrong}
 
 
 def at_random(table: Path, folder: Path, n_kills: int) -> dict[str, object]:
@@ -183,5 +254,8 @@ if __name__ == "__main__":
     mode, table, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     if mode == "between":
         print(json.dumps(between(table, folder, tuple(sys.argv[4].split(",")))))
+    elif mode == "twins":
+        features, every = tuple(sys.argv[4].split(",")), int(sys.argv[5])
+        print(json.dumps(twins(table, folder, features, every)))
     else:
         print(json.dumps(at_random(table, folder, int(sys.argv[4]))))
