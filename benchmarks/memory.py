@@ -5,6 +5,9 @@ Each figure is the peak resident memory of a process of its own, as the system a
     python benchmarks/memory.py [--model dinov3-s] [--resolution 256] [--batch 64] [--rows 192]
                                 [--pairs 5]
     python benchmarks/memory.py --rows-of dinov3-s,dinov3-l,dinov3-convnext-base,resnet50
+    python benchmarks/memory.py --steady 20000
+
+The last is of a long run: resident memory from row 1,000 to the end, of the process that extracts.
 """
 
 import argparse
@@ -14,7 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from overhead import make_table
 
@@ -88,6 +93,47 @@ def compare_rows(models: str, resolution: int) -> None:
         )
 
 
+def steady(rows: int) -> None:
+    """Extract many small images by the tiny encoder; print the memory along the way."""
+    import psutil
+
+    from dinocache.extract import extract
+    from dinocache.progress import QuietProgress
+    from dinocache.request import ExtractRequest
+
+    class Sampled(QuietProgress):
+        """Notes the resident memory whenever a unit is committed."""
+
+        done = 0
+        samples: ClassVar[list[tuple[int, float]]] = []
+
+        def advance(self, rows: int, n_bytes: int, busy: Mapping[str, float]) -> None:
+            """Note it."""
+            self.done += rows
+            self.samples.append((self.done, psutil.Process().memory_info().rss / 1e6))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        request = ExtractRequest(
+            dataset=str(make_table(folder, rows)),
+            root=folder / "features",
+            model="tiny",
+            resolution=(64, 64),
+            features=("cls", "mean", "dense", "image"),
+            weights="random:0",
+            device="cpu",
+            unit_rows=64,
+        )
+        progress = Sampled()
+        extract(request, progress)
+    later = [(row, mb) for row, mb in progress.samples if row >= 1000]
+    for row, mb in later[:: max(len(later) // 10, 1)]:
+        print(f"row {row}: {mb:.0f} MB")
+    first = later[0][1]
+    worst = max(abs(mb / first - 1) for _, mb in later)
+    print(f"from row {later[0][0]} to {later[-1][0]}: at most {worst:.1%} away (10% is wanted)")
+
+
 def main() -> None:
     if sys.argv[1:2] == ["bare"]:
         bare(sys.argv[2], *(int(part) for part in sys.argv[3:6]))
@@ -102,7 +148,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=192)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows-of", help="Models, with commas.")
+    parser.add_argument("--steady", type=int, help="Rows of a long run.")
     options = parser.parse_args()
+    if options.steady:
+        steady(options.steady)
+        return
     if options.rows_of:
         compare_rows(options.rows_of, options.resolution)
         return
