@@ -159,6 +159,7 @@ class _Run:
         self._told = 0
         self._began = time.monotonic()
         self._number = itertools.count()
+        self._resources = {SLOTS: 1} if _has_slots(client) else None
 
     def run(self) -> tuple[dict[str, float], int]:
         """Hand out all units; gives how busy each stage of a worker was, and how many they are."""
@@ -190,7 +191,7 @@ class _Run:
             unit,
             killers,
             key=f"{unit}-{os.getpid()}-{next(self._number)}",
-            resources={SLOTS: 1} if _has_slots(self._client) else None,
+            resources=self._resources,
             pure=False,
         )
 
@@ -274,6 +275,9 @@ def _connected(
                     f"--cluster {where}: no scheduler answers there: {one_line(exc)}"
                 ) from exc
         else:
+            # Whatever address workers know the scheduler by, its pages are for this machine only.
+            link = {"distributed.dashboard.link": "{scheme}://127.0.0.1:{port}/status"}
+            stack.enter_context(dask.config.set(link))
             cluster = stack.enter_context(_started(where, request, _options(options)))
             if limits:
                 cluster.adapt(minimum=limits[0], maximum=limits[1])

@@ -260,7 +260,7 @@ def _tried(
         return _read(job, recipe, ids, None), _Trial(seconds=0.0 if timed else None)
     import torch
 
-    job.progress.note("trying a few items, for how long it would take")
+    job.progress.note("trying a few items, to say how long it would take")
     device = torch.device(job.device)
     ids = drawn(todo.item_rows)
     reading = _read(job, recipe, ids, device)

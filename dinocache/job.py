@@ -524,7 +524,9 @@ class Job:
             TooManyFailuresError: If more items failed than may; likewise.
         """
         careful = [w for w in work if self._is_careful(w)]
-        total = sum(u.n_rows for s in writer.store.segments for u in s.units)
+        number, shares = self.request.part or (1, 1)
+        units = [unit for segment in writer.store.segments for unit in segment.units]
+        total = sum(unit.n_rows for unit in units[number - 1 :: shares])
         self.progress.start(total, total - sum(w.unit.n_rows for w in work))
         try:
             if careful:
