@@ -352,7 +352,8 @@ def main() -> int:
         wrong = [f"{trial.name}: {what}" for trial in trials for what in trial.wrong]
         log.say(f"\n{len(wrong)} promises broken" + "".join(f"\n  {what}" for what in wrong))
         if keep:
-            keep.write_text("\n".join(line.rstrip() for line in "\n".join(log.lines).split("\n")))
+            lines = "\n".join(log.lines).split("\n")
+            keep.write_text("".join(f"{line.rstrip()}\n" for line in lines))
     return int(bool(wrong))
 
 

@@ -198,7 +198,7 @@ class StoreWriter:
         if row % layout.file_rows or not fits:
             raise AssertionError(f"{kind} rows at {row}, {block.dtype} {block.shape}: not {layout}")
         if kind not in self._arrays:
-            with writing(self._features.root / kind):
+            with reading(self._features.root / kind / "zarr.json"):
                 self._arrays[kind] = zarr.open_array(self._features, path=kind, mode="r+")
         array = self._arrays[kind]
         # Whole files only: zarr would read a file that it is given a part of.
@@ -242,7 +242,7 @@ class StoreWriter:
         if self._open_native is None or self._open_native[0] != name:
             document = native_document(shape, str(rows.dtype), attributes)
             self._native._put(f"{name}/zarr.json", document)
-            with writing(self._native.root / name):
+            with reading(self._native.root / name / "zarr.json"):
                 array = zarr.open_array(self._native, path=name, mode="r+", config=_KEEP_EMPTY)
             self._open_native = name, array
         with writing(self._native.root / name):

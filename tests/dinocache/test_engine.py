@@ -394,6 +394,41 @@ def test_carefully_one_item_is_open_at_a_time_and_never_beside_a_pass(
     assert len(seen) == 37
 
 
+class Long(OpenItem):
+    """An item of three blocks, each of which says that it is read."""
+
+    n_rows = 48
+
+    def __init__(self) -> None:
+        self.read = {start: threading.Event() for start in (0, 16, 32)}
+
+    def rows(self, start: int, stop: int) -> list[Pixels]:
+        self.read[start].set()
+        return [np.full((1, 32, 48), start, np.uint8)] * (stop - start)
+
+
+def test_carefully_no_row_is_read_beside_a_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item, passes = Long(), itertools.count()
+    monkeypatch.setattr(ImageReader, "open", lambda *_: item)
+    monkeypatch.setattr(ImageReader, "one_row", False)
+    monkeypatch.setattr("dinocache.decoding.item_windows", lambda *_: ((0.0, 255.0),))
+    encode = Engine.encode
+
+    def encode_(self: Engine, *given: Any) -> Any:  # noqa: ANN401
+        block = next(passes) // 2 * 16  # a block is two batches
+        assert all(read.is_set() == (start <= block) for start, read in item.read.items())
+        if block + 16 in item.read:
+            assert not item.read[block + 16].wait(0.05)
+        return encode(self, *given)
+
+    monkeypatch.setattr(Engine, "encode", encode_)
+    request = tiny_request(make_table(tmp_path, 1), tmp_path / "f", features=("cls",))
+    outcome = extract(request, supervision=Supervision(careful=frozenset({"0000"})))
+    assert (outcome.rows, outcome.complete, next(passes)) == (48, True, 6)
+
+
 def test_an_item_that_ended_a_process_is_not_touched(tmp_path: Path) -> None:
     table = make_table(tmp_path, 19)
     readable = (tmp_path / "png/0005.png").read_bytes()
