@@ -580,6 +580,8 @@ def half_done(made: Bench, root: Path) -> Path:
     for path in [*(store / "units").glob("0001-00001.*"), *(store / "units").glob("*closing*")]:
         path.unlink()
     (store / "sealed.json").unlink()
+    group = store / "features.zarr/zarr.json"
+    group.write_text(group.read_text().replace('"complete": true', '"complete": false'))
     return store
 
 
@@ -618,22 +620,23 @@ def denied(made: Bench, report: Report, options: argparse.Namespace) -> None:
 
 
 def read_only(made: Bench, report: Report) -> None:
-    """Mount the file system of a half-done store, and of none, read-only."""
-    for begun in (False, True):
+    """Mount the file system of no store, of one half done, and of a complete one read-only."""
+    for state in ("not begun", "half done", "complete"):
         try:
             with mounted(made.folder / "read-only", "size=1g,mode=755") as mount:
                 root = mount / "stores"
                 root.mkdir()
-                if begun:
-                    half_done(made, root)
+                if state != "not begun":
+                    store = half_done(made, root)
+                if state == "complete":
+                    shutil.copytree(made.whole, store, dirs_exist_ok=True)
                 remount(mount, "ro")
                 ended = made.extract(root)
                 verdict = made.judge(root, ended, partial(remount, mount, "rw"))
         except SystemError as exc:
             print(f"denied: no read-only mount, cannot mount here: {exc}", file=sys.stderr)
             return
-        how = "half done" if begun else "not begun"
-        report.add("a read-only file system", how, "EROFS", how, verdict)
+        report.add("a read-only file system", f"a store {state}", "EROFS", state, verdict)
 
 
 FAULTS: dict[str, Callable[[Bench, Report, argparse.Namespace], None]] = {

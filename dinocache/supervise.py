@@ -116,6 +116,7 @@ def find_killers(
     from dinocache.progress import QuietProgress
 
     found: dict[str, str] = {}
+    died_once: set[str] = set()
     left = list(item_ids)
     while left:
         order = {"request": _plain(request), "items": left, "debug": _is_debugging()}
@@ -123,8 +124,13 @@ def find_killers(
         died_in = next(iter(end.reading), None)
         if died_in is None:
             break
+        left = left[left.index(died_in) :]
+        # A crash is the item's own; that signal may have been meant for whoever was largest.
+        if end.died_of.startswith("SIGKILL") and died_in not in died_once:
+            died_once.add(died_in)
+            continue
         found[died_in] = _reason(end.died_of)
-        left = left[left.index(died_in) + 1 :]
+        left = left[1:]
     return found
 
 

@@ -55,6 +55,7 @@ from dinocache.store import FeatureStore
 __all__ = ["StoreWriter", "create_store", "expected_documents"]
 
 Objects = dict[str, StoredObject]
+_FOLDERS_KNOWN = 1000
 
 
 class _DurableStore(LocalStore):
@@ -73,6 +74,8 @@ class _DurableStore(LocalStore):
 
     def _put(self, key: str, content: bytes) -> None:
         path = self.root / key
+        if len(self._folders) >= _FOLDERS_KNOWN:  # each image has a folder of its own
+            self._folders.clear()
         make_folder(path.parent, self._folders)
         replace_durably(path, content)
         self.written[f"{self.prefix}/{key}"] = _stored(content)
