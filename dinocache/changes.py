@@ -21,7 +21,7 @@ class Changes:
 
     Attributes:
         changed: Item id -> what is other than it was.
-        missing: Ids of items whose files were there, and are gone or cannot be looked at.
+        missing: Ids of items whose files are gone, or cannot be looked at.
     """
 
     changed: dict[str, str]
@@ -64,7 +64,7 @@ def changed_sources(
     reasons = {i: _difference(planned[i], found[i]) for i in asked}
     return Changes(
         changed={i: reason for i, reason in reasons.items() if reason},
-        missing=[i for i in asked if found[i] is None and planned[i] is not None],
+        missing=[i for i in asked if found[i] is None],
     )
 
 

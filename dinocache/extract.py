@@ -241,10 +241,11 @@ def _to_do_again(store: FeatureStore, job: Job, planned: Sequence[str]) -> list[
             f"note: the files of {len(changes.changed)} items have changed since they were "
             f"planned, as {item_id} ({how}){way_out}"
         )
-    if changes.missing:
+    failed = {f.item_id for f in store.failures()} if changes.missing else set()
+    if gone := [item_id for item_id in changes.missing if item_id not in failed]:
         job.progress.note(
-            f"note: the files of {len(changes.missing)} items are gone, as {changes.missing[0]}; "
-            "what was extracted of them stays"
+            f"note: the files of {len(gone)} items are gone, as {gone[0]}; what was extracted of "
+            "them stays"
         )
     again = set(changes.changed) if job.request.retry_changed else set()
     if job.request.retry_failed:
