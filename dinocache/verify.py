@@ -169,12 +169,15 @@ def _check_unit(store: FeatureStore, work: Work, found: Soundness, known: set[st
 
 def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]) -> None:
     either = expected_documents(store, store.kinds, complete=False)
+    kinds = {work.kind for work in store.work() if store.is_committed(work.unit, work.kind)}
     sealed = expected_documents(store, store.kinds, complete=True)
     for name, content in either.items():
         known.add(name)
         path = store.path / name
         if not path.is_file():
-            if store.segments and store.kinds:
+            # They are written one after the other, before anything that relies on them.
+            kind = name.split("/")[1]
+            if kind in kinds or (kind == "zarr.json" and kinds):
                 found.damages.append(Damage(file=name, what="missing"))
             continue
         stored = path.read_bytes()
