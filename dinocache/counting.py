@@ -25,10 +25,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _LOOKERS = 32
-"""Threads that look at files: they only wait, and on a local disk they cost nothing."""
+"""Threads that look at files: on a file server they only wait."""
 _READERS = 16
 """At least so many read headers: those of a file server mostly wait, too."""
-_LOOKED_AT_ONCE = 256
+_LOOKED_AT_ONCE, _SLOW_S = 256, 0.025
+"""A local disk answers for so many files in a tenth of that time; threads would only wait for each
+other."""
 _AHEAD = 8
 _TELL_EVERY_S = 10.0
 # Files that say by themselves how many rows they have. Of others the folder is looked at, too: a
@@ -194,14 +196,21 @@ def _digested(
 
 
 def _in_parts(work: Callable[[str], R], item_ids: Sequence[str]) -> dict[str, R]:
-    """Do what is short for each item, many at a time in many threads."""
-    starts = range(0, len(item_ids), _LOOKED_AT_ONCE)
+    """Do what is short for each item: many at a time, in threads once that turns out slow."""
+    starts = deque(range(0, len(item_ids), _LOOKED_AT_ONCE))
+    done: list[R] = []
 
     def part(start: int) -> list[R]:
         return [work(item_id) for item_id in item_ids[start : start + _LOOKED_AT_ONCE]]
 
-    done = _in_threads(part, starts, min(_LOOKERS, len(starts)))
-    return dict(zip(item_ids, (one for _, some in done for one in some), strict=True))
+    took = 0.0
+    while starts and took < _SLOW_S:
+        began = time.monotonic()
+        done += part(starts.popleft())
+        took = time.monotonic() - began
+    for _, some in _in_threads(part, starts, min(_LOOKERS, len(starts))):
+        done += some
+    return dict(zip(item_ids, done, strict=True))
 
 
 def _in_threads(work: Callable[[T], R], asked: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:

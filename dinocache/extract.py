@@ -212,11 +212,10 @@ def _plan(writer: StoreWriter, job: Job) -> None:
     """See that the item table is stored and that every item is in a segment."""
     store, table = writer.store, job.dataset.table
     planned = {i: None for segment in store.segments for i in segment.item_ids}
-    known = set(store.items["item_id"])
-    if not known.issuperset(table["item_id"]):
+    known, listed = (set(t["item_id"].tolist()) for t in (store.items, table))
+    if not known >= listed:
         fresh = table[~table["item_id"].isin(known)]
         writer.put_items(table if not known else pd.concat([store.items, fresh], ignore_index=True))
-    listed = set(table["item_id"])
     while unplanned := writer.store.unplanned():
         if lost := [i for i in unplanned if i not in listed]:
             raise TableError(

@@ -175,7 +175,7 @@ def _planned(job: Job, grid: Grid) -> tuple[list[Segment], list[str]]:
     """Give the segments, with one for what is not planned yet, and the ids of what is missing."""
     segments = list(job.store.segments) if job.store else []
     held = {i for s in segments for i in s.item_ids}
-    fresh = job.count_rows(i for i in job.dataset.table["item_id"] if i not in held)
+    fresh = job.count_rows(i for i in job.dataset.table["item_id"].tolist() if i not in held)
     if not fresh:
         return segments, []
     stamps = job.stamps(fresh)
@@ -215,7 +215,7 @@ def _changes(job: Job, progress: Progress) -> Changes:
     return changed_sources(
         job.store,
         job.source,
-        job.dataset.table["item_id"],
+        job.dataset.table["item_id"].tolist(),
         workers=job.workers,
         progress=progress,
     )

@@ -204,7 +204,7 @@ class Job:
         """Choose the grid of a new store."""
         asked = self.request.batch
         batch = default_batch(self.spec, self.resolution) if asked is None else asked
-        rows = list(self.count_rows(self.dataset.table["item_id"]).values())
+        rows = list(self.count_rows(self.dataset.table["item_id"].tolist()).values())
         grid = make_grid(rows, unit_rows=self.request.unit_rows, batch=batch)
         # No pass is larger than a unit.
         return grid if asked else replace(grid, batch=min(batch, grid.unit_rows))

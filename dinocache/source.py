@@ -62,11 +62,12 @@ class Source:
     ) -> "Source":
         """Take the paths out of an item table."""
         columns = list(channel_columns(table).values()) or ["path"]
-        ids = [str(i) for i in table["item_id"]]
+        ids = [str(i) for i in table["item_id"].tolist()]
+        paths = zip(*(table[column].tolist() for column in columns), strict=True)
         return cls(
             data=data,
             reader=reader,
-            paths=dict(zip(ids, zip(*(table[c] for c in columns), strict=True), strict=True)),
+            paths=dict(zip(ids, paths, strict=True)),
             masks=_present(table, "mask"),
             crop_masks=_present(table, "crop_mask"),
             killers=killers or {},
