@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dinocache.cost import activation_bytes, weight_bytes
 from dinocache.errors import ItemError, RequestError
@@ -35,9 +35,10 @@ __all__ = [
 ]
 
 MOST_ITEMS = 32
-_READING_S, _ENCODING_S = 4.0, 5.0
-_ENOUGH_S, _ENOUGH_ROWS = 0.5, 4
-"""Of a pass that tells how long a row takes."""
+_READING_S, _ENCODING_S, _BUSY_S = 4.0, 10.0, 20.0
+_ENOUGH_S = 0.5
+"""A pass that takes so long tells how long a row takes, if those of more rows are not cheaper."""
+_CHEAPER = 0.75
 _BLOCK_ROWS, _BLOCK_BYTES = 16, 32 << 20
 _KEPT_ROWS = 16
 _MOST_BYTES = 12e9
@@ -314,24 +315,44 @@ def try_encoding(
     volume = encoder.spec.network == "volume"
     # Its network moves over a volume in windows: fewer rows than one has take as long.
     rows = min(batch, encoder.spec.native_px) if volume else 1
-    until = time.monotonic() + _ENCODING_S
-    if not volume:
-        trial.passes(rows)
-    took, worked = trial.passes(rows)
-    # A device is told of each shape anew, which is done once and not to be counted.
-    passes = 1 if encoder.device.type == "cpu" else 2
-    while (
-        rows < batch
-        and (took < _ENOUGH_S or rows < _ENOUGH_ROWS)
-        and time.monotonic() + 2 * passes * took < until
-    ):
-        more = min(2 * rows, batch)
+    made = [trial.pass_of(rows)]
+    more = min(2 * rows, batch)
+    while rows < more and _is_worth_it(made, more):
         try:
-            *_, (took, worked) = [trial.passes(more) for _ in range(passes)]
+            made.append(trial.pass_of(more))
         except RequestError:  # too little memory for so many
             break
-        rows = more
-    return Encoding(row_s=took / rows, row_cpu_s=worked / rows, start_s=start_s)
+        rows, more = more, min(4 * more, batch)
+    if len(made) == 1 and made[0].took_s < _ENCODING_S / 2:
+        made.append(trial.pass_of(rows))  # without what the first pass of all has to do
+    last = made[-1]
+    return Encoding(
+        row_s=last.took_s / last.rows, row_cpu_s=last.worked_s / last.rows, start_s=start_s
+    )
+
+
+class _Pass(NamedTuple):
+    """What a pass took, and what cores worked for it, s."""
+
+    rows: int
+    took_s: float
+    worked_s: float
+
+
+def _is_worth_it(made: Sequence[_Pass], more: int) -> bool:
+    """Whether a pass of more rows would tell more than those made, and not take too long.
+
+    On a machine that is busy with other work threads wait for each other in every layer, which
+    costs seconds a pass, whatever its rows. So it goes on for as long as rows get cheaper.
+    """
+    last, spent = made[-1], sum(one.took_s for one in made)
+    if len(made) == 1:
+        return spent + last.took_s * more / last.rows < _ENCODING_S
+    before = made[-2]
+    if last.took_s / last.rows < _CHEAPER * before.took_s / before.rows:
+        a_row = max(last.took_s - before.took_s, 0.0) / (last.rows - before.rows)
+        return spent + last.took_s + a_row * (more - last.rows) < _BUSY_S
+    return last.took_s < _ENOUGH_S
 
 
 class _Encoder:
@@ -352,18 +373,21 @@ class _Encoder:
         self._rows = [row[0] for row in inputs if row] or [black]
         self._kinds: Mapping[str | None, list[str]] = _by_channel(kinds)
 
-    def passes(self, rows: int) -> tuple[float, float]:
-        """Encode some rows, once for each channel: (seconds, seconds that cores worked)."""
+    def pass_of(self, rows: int) -> _Pass:
+        """Encode some rows, once for each channel."""
         import torch
 
         staged = [self._rows[i % len(self._rows)] for i in range(rows)]
+        if self._encoder.device.type != "cpu":  # which is told of each shape anew, once
+            for bases in self._kinds.values():
+                self._encoder(self._prepare.batch(staged), bases)
         began, worked = time.monotonic(), time.process_time()
         for bases in self._kinds.values():
             found = self._encoder(self._prepare.batch(staged), bases)
             for values in found.values():
                 values.abs().flatten(1).amax(1).cpu()
                 values.to(torch.float16).cpu()
-        return time.monotonic() - began, time.process_time() - worked
+        return _Pass(rows, time.monotonic() - began, time.process_time() - worked)
 
 
 def _by_channel(kinds: Sequence[str]) -> dict[str | None, list[str]]:

@@ -354,3 +354,19 @@ def test_a_reader_that_fails_is_an_item_that_cannot_be_opened(
     monkeypatch.setattr(VolumeReader, "count_rows", fail)
     found = count(volumes(tmp_path))
     assert found == Counted(rows={"a": 1, "b": 2, "c": 2}, unreadable={"a": "no good"})
+
+
+@pytest.mark.parametrize("slow_s", [1e9, 0.0], ids=["one-thread", "many"])
+def test_a_slow_disk_changes_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_s: float
+) -> None:
+    monkeypatch.setattr(counting, "_SLOW_S", slow_s)
+    monkeypatch.setattr(counting, "_LOOKED_AT_ONCE", 3)
+    table = pd.read_csv(make_table(tmp_path, 23), dtype={"item_id": str})
+    source = Source.of_table(table, tmp_path, make_reader("image"))
+    stamps = stamp_items(source, [*source.paths], workers=2, progress=QuietProgress())
+    assert list(stamps) == list(table["item_id"])
+    for item_id, stamp in stamps.items():
+        status = (tmp_path / f"png/{item_id}.png").stat()
+        assert stamp == Stamp(status.st_size, status.st_mtime_ns)
+    assert stamp_items(source, [], workers=2, progress=QuietProgress()) == {}

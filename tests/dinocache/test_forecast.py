@@ -201,7 +201,7 @@ def test_a_trial_says_how_long_it_takes(tmp_path: Path, monkeypatch: pytest.Monk
     forecast = dry_run(tiny_request(table, tmp_path / "f"), progress, timed=True)
     assert progress.notes == ["trying a few items, to say how long it would take"]
     assert len(set(opened)) == 32
-    assert passes == [1, 1, 2, 4, 8]  # one to warm up; the batch is 8
+    assert passes == [1, 2, 8]  # which is the batch
     assert forecast.hours is not None
     assert forecast.rows_per_second == pytest.approx(45 / (forecast.hours * 3600))
     assert forecast.held_back_by in ("reading", "encoder")
@@ -244,7 +244,7 @@ def test_a_trial_of_an_encoder_of_volumes(tmp_path: Path, monkeypatch: pytest.Mo
     table = make_volumes(tmp_path, {"a": 5, "b": 19, "c": 40})
     request = tiny_request(table, tmp_path / "f", model="anatomix", features=None, batch=None)
     assert dry_run(request, timed=True).hours
-    assert depths == [19]
+    assert set(depths) == {19}
     depths.clear()
     table = make_volumes(tmp_path, {"a": 400})
     assert dry_run(replace(request, root=tmp_path / "g"), timed=True).hours
