@@ -45,6 +45,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from dinocache.layout import RUNS
 from dinocache.verify import verify
 
 N_IMAGES = 18
@@ -306,7 +307,7 @@ TRACED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Call:
     """A system call on a file of the store.
 
@@ -315,17 +316,24 @@ class Call:
         path: Within the root of stores.
         role: What it is for, as the table says it.
         number: Which one it is of that call on that file, in its thread.
+        report: Whether it is for the report of the run, on which nothing depends.
     """
 
     name: str
     path: str
     role: str
     number: int
+    report: bool
 
     @property
-    def sort(self) -> tuple[str, str, str]:
+    def sort(self) -> tuple[str, str, bool, str]:
         """Calls of one sort are alike: the same on files whose names differ in numbers only."""
-        return self.name, self.role, re.sub(r"\d+", "0", re.sub(r"-[0-9a-f]{16}", "", self.path))
+        return (
+            self.name,
+            self.role,
+            self.report,
+            re.sub(r"\d+", "0", re.sub(r"-[0-9a-f]{16}", "", self.path)),
+        )
 
     @property
     def file(self) -> str:
@@ -366,7 +374,7 @@ def traced(made: Bench, root: Path) -> list[Call]:
     if ended.code:
         raise SystemExit(f"the traced run fails: {ended.stderr}")
     counts: Counter[tuple[str, str, str]] = Counter()
-    calls = []
+    calls, report = [], False
     for line in joined(log.read_text(errors="replace").splitlines()):
         match = _CALL.match(line)
         if match is None:
@@ -379,8 +387,10 @@ def traced(made: Bench, root: Path) -> list[Call]:
         role = role_of(match["name"], match["rest"], path)
         number = counts[match["tid"], match["name"], path]
         within = os.path.relpath(path, root)
+        # The reports' folder is made in the store's, which is flushed right behind.
+        report = RUNS in Path(within).parts or (report and Path(within) == WITHIN)
         if role and not match["result"].startswith("-1"):
-            calls.append(Call(name=match["name"], path=within, role=role, number=number))
+            calls.append(Call(match["name"], within, role, number, report))
     return calls
 
 
@@ -429,7 +439,7 @@ def fixed_names(made: Bench) -> dict[str, str]:
 
 def one_of_each(calls: Sequence[Call], rng: random.Random) -> list[tuple[Call, str]]:
     """Choose the last call of each sort, of changes the first, too; and errors for them in turn."""
-    by_sort: dict[tuple[str, str, str], list[Call]] = defaultdict(list)
+    by_sort: dict[tuple[str, str, bool, str], list[Call]] = defaultdict(list)
     for call in calls:
         by_sort[call.sort].append(call)
     chosen = {alike[-1]: None for alike in by_sort.values()}
@@ -460,7 +470,8 @@ def fail_call(made: Bench, number: int, call: Call, error: str, *, on: bool) -> 
     if not reached:
         shutil.rmtree(root, ignore_errors=True)
         return Verdict(outcome="not reached")
-    if ended.code == 0 and call.role not in MAY_GO_ON and (call.role, error) not in HARMLESS:
+    harmless = call.report or call.role in MAY_GO_ON or (call.role, error) in HARMLESS
+    if ended.code == 0 and not harmless:
         shutil.rmtree(root)
         return Verdict(outcome="went on", defects=("it went on as if nothing had happened",))
     # A mapped file has no name in an error; its folder, the array, has.
@@ -499,7 +510,8 @@ def calls(made: Bench, report: Report, options: argparse.Namespace) -> None:
         on = number % 2 == 1
         verdict = fail_call(made, number, call, error, on=on)
         at = f"{call.path} ({call.name}, number {call.number}{' and on' if on else ''})"
-        report.add(call.role, "a file of the store", error, at, verdict)
+        where = "the report of a run" if call.report else "a file of the store"
+        report.add(call.role, where, error, at, verdict)
 
     def persistent(number: int, to: Bench) -> None:
         error = ("EIO", "ENOSPC", "EROFS")[number % 3]

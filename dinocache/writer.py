@@ -323,11 +323,10 @@ class StoreWriter:
             if record is None:  # removed since it was listed
                 return False
             units[f"{work.unit}.{work.kind}"] = record.model_dump(mode="json")
-        with reading(store.path / PLANS):
-            plans = {
-                name: documents.checksum((store.path / PLANS / name).read_bytes())
-                for name in (f"{s.number:04d}.json" for s in store.segments)
-            }
+        plans = {}
+        for path in (store.path / PLANS / f"{s.number:04d}.json" for s in store.segments):
+            with reading(path):
+                plans[path.name] = documents.checksum(path.read_bytes())
         body = {"units": units, "plans": plans, "items": store.items_name}
         keep_durably(store.path / SEALED, documents.encode(body))
         for name, content in expected_documents(store, store.kinds, complete=True).items():
