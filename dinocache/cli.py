@@ -48,6 +48,7 @@ from dinocache.options import (
     RootOption,
     RopeOption,
     StoreArgument,
+    TimingOption,
     UnitRowsOption,
     VariantOption,
     WeightsOption,
@@ -61,7 +62,6 @@ from dinocache.terminal import echo_json, quiet_libraries, run
 if TYPE_CHECKING:
     from dinocache.extract import Outcome
     from dinocache.forecast import Forecast
-    from dinocache.recipe import WindowRecipe
     from dinocache.request import ExtractRequest
     from dinocache.store import FailedItem
 
@@ -223,9 +223,13 @@ def plan(
     workers: WorkersOption = None,
     batch: BatchOption = None,
     unit_rows: UnitRowsOption = None,
+    timing: TimingOption = True,
     json: JsonOption = False,
 ) -> None:
-    """Say how many rows, units and bytes an extraction is; writes nothing, needs no weights."""
+    """Say how many rows, units, bytes and hours an extraction is; writes nothing.
+
+    No weights are needed: the sample that is timed is encoded with random ones.
+    """
     request = _request(
         dataset=dataset,
         data=data,
@@ -247,75 +251,23 @@ def plan(
         batch=batch,
         unit_rows=unit_rows,
     )
-    _print_forecast(request, json)
+    _print_forecast(request, json, timed=timing)
 
 
 @app.command()
 def info(store: StoreArgument, json: JsonOption = False) -> None:
     """Show what a store holds: recipe, kinds, how much of it is done."""
-    from dinocache.listing import shown
+    from dinocache.listing import store_facts, store_rows
     from dinocache.store import FeatureStore
 
     opened = FeatureStore(store)
-    header = opened.header
-    kinds = {}
-    for kind in opened.kinds:
-        units = len(opened.work([kind]))
-        kinds[kind] = {"units": units, "committed": units - len(opened.missing([kind]))}
-    failures, notes = opened.failures(), opened.notes()
-    facts: dict[str, Any] = {
-        "dataset": header.dataset,
-        "variant": header.variant,
-        "weights": header.recipe.encoder.weights.name,
-        "random_weights": header.recipe.encoder.weights.is_random,
-        "complete": opened.is_complete,
-        "items": len(opened.items),
-        "rows": sum(sum(s.item_rows) for s in opened.segments),
-        "segments": len(opened.segments),
-        "failed_items": len(failures),
-        "notes": notes,
-        "kinds": kinds,
-        "columns": list(opened.items.columns),
-        "digest": header.digest,
-        "recipe": header.recipe.model_dump(mode="json"),
-        "grid": vars(header.grid),
-        "execution": header.execution.model_dump(),
-        "provenance": header.provenance,
-    }
+    facts = store_facts(opened)
     if json:
         echo_json(facts)
         return
     if facts["random_weights"]:
         print(f"RANDOM WEIGHTS ({facts['weights']}): for tests and demonstrations only")
-    encoder, given = header.recipe.encoder, header.recipe.input
-    reader, channels = header.recipe.reader, header.recipe.channels
-    told = [f"{key}={shown(value)}" for key, value in reader.options.items() if value is not None]
-    rows = [
-        ("dataset", f"{header.dataset}{f' ({header.variant})' if header.variant else ''}"),
-        ("encoder", f"{encoder.name}, {encoder.dim} wide, patch {encoder.patch_px} px"),
-        ("weights", f"{encoder.weights.name}, sha256 {encoder.weights.sha256[:16]}..."),
-        *([("RoPE periods", encoder.rope)] if encoder.rope else []),
-        (
-            "input",
-            f"{given.resolution[0]} x {given.resolution[1]} px, {given.resize.mode}, "
-            f"{', '.join(_window(w) for w in given.windows)}, resized in {given.resize.arithmetic}",
-        ),
-        ("reader", " ".join([reader.name, *told])),
-        *(
-            [("channels", f"{channels.mode}: {', '.join(channels.names)}")]
-            if channels.names
-            else []
-        ),
-        ("precision", f"{header.recipe.precision}, stored as {header.recipe.dtype}"),
-        ("items", f"{facts['items']} ({facts['failed_items']} failed), {facts['rows']} rows"),
-        *((kind, f"{n['committed']} of {n['units']} units") for kind, n in kinds.items()),
-        *([("notes", f"of {len(notes)} items; --json lists them")] if notes else []),
-        ("complete", "yes" if facts["complete"] else "no: run the same `dinocache extract` again"),
-        ("columns", ", ".join(facts["columns"])),
-        ("digest", header.digest),
-        ("made", f"{header.provenance.get('created')} on {header.execution.device}"),
-    ]
-    _print_rows(rows)
+    _print_rows(store_rows(opened, facts))
 
 
 @app.command()
@@ -718,11 +670,3 @@ def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
 
 def _line(text: str | None) -> str:
     return " ".join((text or "").split())
-
-
-def _window(window: "WindowRecipe") -> str:
-    zeros = " of what is not 0" if window.nonzero else ""
-    if window.mode == "range":
-        return f"{window.low:g} to {window.high:g}"
-    limits = "" if window.low is None else f" {window.low:g} to {window.high:g}"
-    return f"{window.mode}{limits}{zeros}"

@@ -11,32 +11,26 @@ owner made it.
 
 import contextlib
 import itertools
-import json
 import logging
 import os
-import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from dinocache import supervise
-from dinocache.decoding import UnitWork
+from dinocache import supervise, worker
 from dinocache.errors import CrashError, RequestError, TooManyFailuresError, one_line
-from dinocache.extract import Outcome, conclude, outcome_of, prepare, unit_work
-from dinocache.job import Job, Supervision
-from dinocache.layout import record_name
-from dinocache.progress import Progress, QuietProgress
+from dinocache.extract import Outcome
+from dinocache.progress import Progress
 from dinocache.request import ExtractRequest
-from dinocache.terminal import quiet_libraries
-from dinocache.writer import StoreWriter
+from dinocache.worker import Done, Plain, Plan
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -53,32 +47,8 @@ _LOST = 8
 """Times that a unit may be lost with its worker, without an item to blame."""
 _ANSWERS_WITHIN = "20s"
 _NOTES_TOLD = 20
-_Plain = Mapping[str, Any]
 """`request`, and `run`, another one each time: what a worker that outlives a run knows of tables,
 files and stores is of then."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What the first task finds."""
-
-    units: dict[str, tuple[int, list[str]]]
-    """Name -> (rows, item ids), of those to be done."""
-    total_rows: int
-    done_rows: int
-    notes: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    """What the task of a unit comes to."""
-
-    rows: int
-    n_bytes: int
-    busy_s: dict[str, float]
-    """Seconds of one slot."""
-    failed: list[str]
-    notes: list[str]
 
 
 def extract_on(
@@ -112,7 +82,7 @@ def extract_on(
     with supervise.Stopping(progress), _connected(where, request, options, adapt) as client:
         progress.note(f"dashboard: {client.dashboard_link}")
         threads = _threads(where)
-        plan: _Plan = _asked(client, _prepare, plain, threads)
+        plan: Plan = _asked(client, worker.prepare_store, plain, threads)
         for note in plan.notes:
             progress.note(note)
         progress.start(plan.total_rows, plan.done_rows)
@@ -121,7 +91,9 @@ def extract_on(
         finally:
             progress.stop()
         seconds = time.monotonic() - began
-        outcome: Outcome = _asked(client, _conclude, plain, sorted(plan.units), seconds, *busy)
+        outcome: Outcome = _asked(
+            client, worker.conclude_store, plain, sorted(plan.units), seconds, *busy
+        )
         return outcome
 
 
@@ -145,8 +117,8 @@ class _Run:
     def __init__(
         self,
         client: "Client",
-        plain: _Plain,
-        plan: _Plan,
+        plain: Plain,
+        plan: Plan,
         max_failures: int | None,
         progress: Progress,
     ) -> None:
@@ -186,7 +158,7 @@ class _Run:
         ids = self._plan.units[unit][1]
         killers = {i: self._killers[i] for i in ids if i in self._killers}
         return self._client.submit(
-            _do_unit,
+            worker.do_unit,
             self._plain,
             unit,
             killers,
@@ -195,7 +167,7 @@ class _Run:
             pure=False,
         )
 
-    def _take(self, done: _Done) -> None:
+    def _take(self, done: Done) -> None:
         for stage, seconds in done.busy_s.items():
             self._busy_s[stage] = self._busy_s.get(stage, 0.0) + seconds
         for note in done.notes[: _NOTES_TOLD - self._told]:  # of each unit, else; the store has all
@@ -212,7 +184,7 @@ class _Run:
     def _look_for_killers(self, unit: str) -> None:
         ids = [i for i in self._plan.units[unit][1] if i not in self._killers]
         try:
-            found = _asked(self._client, _find_killers, self._plain, ids)
+            found = _asked(self._client, worker.find_killers, self._plain, ids)
         except CrashError:  # it shares its worker with units, which may hold another such item
             found = {}
         self._lost[unit] += 1
@@ -430,7 +402,7 @@ def _has_slots(client: "Client") -> bool:
     return not workers or any(SLOTS in worker["resources"] for worker in workers)
 
 
-def _plain(request: ExtractRequest) -> _Plain:
+def _plain(request: ExtractRequest) -> Plain:
     """Write a request for workers that may stand in another folder."""
     where = Path(request.dataset)
     absolute = replace(
@@ -454,152 +426,3 @@ def _fixed(weights: str) -> str:
         str(path.absolute()) if part != "hub" and path.exists() else part
         for part, path in zip(named, paths, strict=True)
     )
-
-
-def _request(plain: _Plain) -> ExtractRequest:
-    return TypeAdapter(ExtractRequest).validate_python(plain["request"])
-
-
-# In a worker
-
-
-@dataclass
-class _Held:
-    """What a worker keeps between units."""
-
-    job: Job
-    notes: QuietProgress
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    writer: StoreWriter | None = None
-
-
-_held: dict[str, _Held] = {}
-_holding = threading.Lock()
-
-
-def _hold(plain: _Plain, threads: int | None = None) -> _Held:
-    import torch
-
-    key = json.dumps(plain, sort_keys=True)
-    with _holding:
-        if key not in _held:
-            _held.clear()  # one encoder at a time
-            quiet_libraries()
-            torch.set_num_threads(threads or _cores())
-            notes = QuietProgress()
-            _held[key] = _Held(job=Job(_request(plain), notes), notes=notes)
-        return _held[key]
-
-
-def _cores() -> int:
-    """Cores of this worker's job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-def _prepare(plain: _Plain, threads: int | None) -> _Plan:
-    held = _hold(plain, threads)
-    held.writer, work = prepare(held.job)
-    store = held.writer.store
-    total = sum(u.n_rows for s in store.segments for u in s.units)
-    units = {
-        w.unit.name: (
-            w.unit.n_rows,
-            list(w.segment.item_ids[w.unit.first_item : w.unit.first_item + w.unit.n_items]),
-        )
-        for w in work
-    }
-    left = sum(rows for rows, _ in units.values())
-    return _Plan(units=units, total_rows=total, done_rows=total - left, notes=_told(held))
-
-
-def _do_unit(plain: _Plain, unit: str, killers: Mapping[str, str]) -> _Done:
-    held = _hold(plain)
-    with _holding:
-        work = _find_unit(held, unit)
-        if work is None:
-            return _Done(rows=0, n_bytes=0, busy_s={}, failed=[], notes=_told(held))
-        known = {**held.job.supervision.killers, **killers}
-        held.job.supervision = Supervision(killers=known)
-        progress = _Counting()
-        engine = held.job.engine(
-            StoreWriter(work[1].store),
-            workers=held.job.workers,
-            device_turn=held.turn,
-            progress=progress,
-        )
-    engine.run([work[0]])
-    seconds = {k: f * engine.meter.elapsed_s for k, f in engine.meter.fractions().items()}
-    return _Done(
-        rows=progress.rows,
-        n_bytes=progress.n_bytes,
-        busy_s=seconds,
-        failed=sorted(engine.failed),
-        notes=[*_told(held), *progress.notes],
-    )
-
-
-def _find_unit(held: _Held, name: str) -> tuple[UnitWork, StoreWriter] | None:
-    """Find what is missing of a unit; None if another worker has done it meanwhile."""
-    if held.writer is None:
-        held.writer = StoreWriter(held.job.settle())
-    for look_again in (True, False):
-        for work in unit_work(held.writer.store, held.job.features):
-            if work.unit.name == name:
-                # Who had it before may have committed it and died before that was known.
-                kinds = tuple(k for k in work.kinds if not _is_recorded(held.writer, name, k))
-                return (replace(work, kinds=kinds), held.writer) if kinds else None
-        if look_again:
-            held.writer.reload()
-    return None
-
-
-def _is_recorded(writer: StoreWriter, unit: str, kind: str) -> bool:
-    return (writer.store.path / record_name(unit, kind)).exists()
-
-
-def _find_killers(plain: _Plain, item_ids: Sequence[str]) -> dict[str, str]:
-    return supervise.find_killers(_request(plain), item_ids)
-
-
-def _conclude(
-    plain: _Plain, units: Sequence[str], seconds: float, busy: dict[str, float], workers: int
-) -> Outcome:
-    held = _hold(plain)
-    writer = held.writer = StoreWriter(held.job.settle())
-    conclude(writer, held.job)
-    wanted = set(units)
-    work = [
-        UnitWork(segment=segment, unit=unit, kinds=held.job.features)
-        for segment in writer.store.segments
-        for unit in segment.units
-        if unit.name in wanted
-    ]
-    if work:
-        held.job.report(
-            writer,
-            rows=sum(w.unit.n_rows for w in work),
-            units=len(work),
-            seconds=seconds,
-            busy=busy,
-            ended="done",
-            workers=workers,
-        )
-    return outcome_of(writer, work, seconds=seconds, busy=busy)
-
-
-def _told(held: _Held) -> list[str]:
-    notes, held.notes.notes[:] = list(held.notes.notes), []
-    return notes
-
-
-class _Counting(QuietProgress):
-    """Counts what is committed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows = self.n_bytes = 0
-
-    def advance(self, rows: int, n_bytes: int, busy: Mapping[str, float]) -> None:
-        """Count."""
-        self.rows += rows
-        self.n_bytes += n_bytes

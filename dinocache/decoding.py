@@ -1,7 +1,8 @@
 """Items to rows: opened, decoded and resized ahead of the encoder, in threads, within bounds.
 
 An item is decoded in blocks of rows, so that a slide of 100,000 tiles needs no more memory than a
-few of them. Threads, not processes: see docs/benchmarks.md, "Threads or processes".
+few of them. In threads, though for DICOM series processes would be faster: docs/benchmarks.md,
+"Threads or processes".
 """
 
 import threading

@@ -22,10 +22,9 @@ import numpy.typing as npt
 from dinocache.decoding import READ, Decoding, Head, Piece, Row, UnitWork
 from dinocache.errors import ItemError, RequestError, StoppedError, TooManyFailuresError
 from dinocache.intensity import Window
-from dinocache.layout import COORD, ITEM_PREFIX, NATIVE_KINDS, is_row_kind, parse_kind
+from dinocache.layout import COORD, NATIVE_KINDS, is_row_kind, parse_kind
 from dinocache.meter import Meter
 from dinocache.pipeline import Stage
-from dinocache.plan import Segment
 from dinocache.progress import Progress
 from dinocache.readers import Pixels
 from dinocache.records import Failure, Record, StoredObject
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     from dinocache.inference import Encoder
 
-__all__ = ["Engine", "close_segment"]
+__all__ = ["Engine"]
 
 FLOAT16_MAX = 65504.0
 ENCODE, COLLECT, WRITE = "encode", "collect", "write"
@@ -126,6 +125,7 @@ class Engine:
         workers: int,
         progress: Progress,
         made_by: dict[str, str],
+        failed: set[str] | None = None,
         max_failures: int | None = None,
         stop: threading.Event | None = None,
         device_turn: AbstractContextManager[Any] | None = None,
@@ -140,6 +140,7 @@ class Engine:
             workers: Threads that read.
             progress: Told of what is committed.
             made_by: For the records.
+            failed: Ids of items that failed in this run before; those that fail now are added.
             max_failures: Items that may fail.
             stop: Once set, the unit in work is dropped and `StoppedError` raised.
             device_turn: Held during a pass, where several engines share a device.
@@ -163,7 +164,7 @@ class Engine:
         self._prepare = Preprocess(header.recipe.input, encoder.device)
         self.rows_done = self.units_done = 0
         self._told = 0
-        self.failed: set[str] = set()
+        self.failed = set() if failed is None else failed
         self._by_item = encoder.spec.network == "volume"
         channels = header.recipe.channels
         self._passes: tuple[str | None, ...] = (None,)
@@ -602,59 +603,6 @@ class _RowBlocks:
         """Yield what is left behind the last whole file."""
         if self._parts and len(block := np.concatenate(self._parts)):
             yield self._row, block
-
-
-def close_segment(
-    writer: StoreWriter, segment: Segment, kind: str, made_by: dict[str, str]
-) -> None:
-    """Write the mean over each item's rows, from the committed rows of a segment.
-
-    Args:
-        writer: Of the store; every unit of the segment is committed for this kind.
-        segment: Which.
-        kind: `cls` or `mean`.
-        made_by: For the record.
-
-    Raises:
-        StoreWriteError: If the disk refuses.
-        StoreDamagedError: If a committed file is not as it was written.
-    """
-    store, item_kind = writer.store, f"{ITEM_PREFIX}{kind}"
-    layout = writer.layout(item_kind)
-    failed = _failed_in(store, segment, kind)
-    objects: dict[str, StoredObject] = {}
-    n_items = len(segment.item_ids)
-    for start in range(0, n_items, layout.file_rows):
-        stop = min(start + layout.file_rows, n_items)
-        block = np.full((stop - start, *layout.tail), np.nan, np.float32)
-        for item in range(start, stop):
-            if segment.item_ids[item] not in failed:
-                rows = store.segment_rows(kind, segment, item)
-                block[item - start] = rows.mean(0, dtype=np.float64)
-        if not np.isnan(block).all():
-            objects |= writer.write_rows(item_kind, segment.item_start + start, block)
-    writer.commit(
-        Record(
-            unit=segment.closing_name,
-            kind=item_kind,
-            recipe=segment.recipe,
-            rows=(segment.item_start, segment.item_stop),
-            items=n_items,
-            failed=failed,
-            not_asked=(),
-            objects=objects,
-            made_by=made_by,
-        )
-    )
-
-
-def _failed_in(store: FeatureStore, segment: Segment, kind: str) -> dict[str, Failure]:
-    failed: dict[str, Failure] = {}
-    for unit in segment.units:
-        record = store.record(unit.name, kind)
-        if record is not None:
-            failed |= record.failed
-    return failed
 
 
 def _base(kind: str) -> str:

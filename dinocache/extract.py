@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from dinocache.changes import changed_sources
+from dinocache.closing import close_segment
 from dinocache.decoding import UnitWork
-from dinocache.engine import close_segment
 from dinocache.errors import RecipeMismatchError, StoppedError, TableError
 from dinocache.items import same_labels
 from dinocache.job import Job, Supervision, made_by

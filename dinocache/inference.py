@@ -1,5 +1,6 @@
 """An encoder with its weights on a device: pixels in, features out."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ Rope = Literal["auto", "float32"]
 RopeSource = Literal["checkpoint", "bfloat16", "float32"]
 Precision = Literal["fp32", "bf16"]
 
+_DRAWING = threading.Lock()
 _MATRICES = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
@@ -184,7 +186,8 @@ def _placed(
 
 def _random_network(spec: EncoderSpec, seed: int) -> Network:
     # Only the CPU's generator is seeded: torch.manual_seed would also touch those of the devices.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    # It is one for all threads.
+    with _DRAWING, torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         return build_network(spec)
 

@@ -104,6 +104,7 @@ class Job:
     """Items that were counted and cannot be opened, and why."""
     _counted: dict[str, int] = field(default_factory=dict, init=False)
     _stamps: dict[str, Stamp | None] = field(default_factory=dict, init=False)
+    _failed: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         request = self.request
@@ -546,7 +547,7 @@ class Job:
     def _run(
         self, writer: StoreWriter, work: Sequence[UnitWork], *, workers: int, careful: bool = False
     ) -> dict[str, float]:
-        engine = self.engine(writer, workers=workers, careful=careful)
+        engine = self.engine(writer, workers=workers, careful=careful, failed=self._failed)
         ended = "failed"
         try:
             engine.run(work)
@@ -615,6 +616,7 @@ class Job:
         device_turn: AbstractContextManager[Any] | None = None,
         progress: Progress | None = None,
         careful: bool = False,
+        failed: set[str] | None = None,
     ) -> Engine:
         """Make what does units of a settled store; loads the encoder at the first call.
 
@@ -624,6 +626,7 @@ class Job:
             device_turn: Held during a pass, where several engines share a device.
             progress: Told of what is committed; by default the job's own.
             careful: Whether items are read one by one and never beside a pass.
+            failed: Ids of items that failed in this run before, to which those that fail are added.
 
         Returns:
             The engine.
@@ -642,6 +645,7 @@ class Job:
             workers=workers,
             progress=progress or self.progress,
             made_by=made_by(self.device),
+            failed=failed,
             max_failures=self.request.max_failures,
             stop=self.supervision.stop,
             device_turn=device_turn,

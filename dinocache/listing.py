@@ -1,15 +1,17 @@
-"""What the command line prints of encoders."""
+"""What the command line prints of encoders and stores."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dinocache.checkpoints import FAMILIES
 from dinocache.cost import gflop
+from dinocache.recipe import WindowRecipe
 from dinocache.spec import EncoderSpec, takes
+from dinocache.store import FeatureStore
 from dinocache.weights import cached_weights
 
-__all__ = ["encoder_facts", "print_encoders", "shown"]
+__all__ = ["encoder_facts", "print_encoders", "shown", "store_facts", "store_rows"]
 
 
 def encoder_facts(spec: EncoderSpec) -> dict[str, Any]:
@@ -103,3 +105,88 @@ def shown(value: object) -> str:
     return (
         "-" if value is None else "yes" if value is True else "no" if value is False else str(value)
     )
+
+
+def store_facts(store: FeatureStore) -> dict[str, Any]:
+    """Say what a store holds.
+
+    Args:
+        store: It.
+
+    Returns:
+        Facts under JSON's types.
+    """
+    header = store.header
+    kinds = {}
+    for kind in store.kinds:
+        units = len(store.work([kind]))
+        kinds[kind] = {"units": units, "committed": units - len(store.missing([kind]))}
+    failures, notes = store.failures(), store.notes()
+    return {
+        "dataset": header.dataset,
+        "variant": header.variant,
+        "weights": header.recipe.encoder.weights.name,
+        "random_weights": header.recipe.encoder.weights.is_random,
+        "complete": store.is_complete,
+        "items": len(store.items),
+        "rows": sum(sum(s.item_rows) for s in store.segments),
+        "segments": len(store.segments),
+        "failed_items": len(failures),
+        "notes": notes,
+        "kinds": kinds,
+        "columns": list(store.items.columns),
+        "digest": header.digest,
+        "recipe": header.recipe.model_dump(mode="json"),
+        "grid": vars(header.grid),
+        "execution": header.execution.model_dump(),
+        "provenance": header.provenance,
+    }
+
+
+def store_rows(store: FeatureStore, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say it for people.
+
+    Args:
+        store: It.
+        facts: Of `store_facts`.
+
+    Returns:
+        (name, text) of each line.
+    """
+    header, kinds, notes = store.header, facts["kinds"], facts["notes"]
+    encoder, given = header.recipe.encoder, header.recipe.input
+    reader, channels = header.recipe.reader, header.recipe.channels
+    told = [f"{key}={shown(value)}" for key, value in reader.options.items() if value is not None]
+    return [
+        ("dataset", f"{header.dataset}{f' ({header.variant})' if header.variant else ''}"),
+        ("encoder", f"{encoder.name}, {encoder.dim} wide, patch {encoder.patch_px} px"),
+        ("weights", f"{encoder.weights.name}, sha256 {encoder.weights.sha256[:16]}..."),
+        *([("RoPE periods", encoder.rope)] if encoder.rope else []),
+        (
+            "input",
+            f"{given.resolution[0]} x {given.resolution[1]} px, {given.resize.mode}, "
+            f"{', '.join(_window(w) for w in given.windows)}, resized in {given.resize.arithmetic}",
+        ),
+        ("reader", " ".join([reader.name, *told])),
+        *(
+            [("channels", f"{channels.mode}: {', '.join(channels.names)}")]
+            if channels.names
+            else []
+        ),
+        ("precision", f"{header.recipe.precision}, stored as {header.recipe.dtype}"),
+        ("items", f"{facts['items']} ({facts['failed_items']} failed), {facts['rows']} rows"),
+        *((kind, f"{n['committed']} of {n['units']} units") for kind, n in kinds.items()),
+        *([("notes", f"of {len(notes)} items; --json lists them")] if notes else []),
+        ("complete", "yes" if facts["complete"] else "no: run the same `dinocache extract` again"),
+        ("columns", ", ".join(facts["columns"])),
+        ("digest", header.digest),
+        ("made", f"{header.provenance.get('created')} on {header.execution.device}"),
+    ]
+
+
+def _window(window: WindowRecipe) -> str:
+    zeros = " of what is not 0" if window.nonzero else ""
+    if window.mode == "range":
+        return f"{window.low:g} to {window.high:g}"
+    limits = "" if window.low is None else f" {window.low:g} to {window.high:g}"
+    return f"{window.mode}{limits}{zeros}"

@@ -255,3 +255,9 @@ IsolateOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
 ]
+TimingOption = Annotated[
+    bool,
+    typer.Option(
+        help="Read a few items and make a few passes, to say how many hours it would take."
+    ),
+]

@@ -3,7 +3,7 @@
 See docs/store-format.md, "store.json" and "Commit records".
 """
 
-from typing import TypeVar
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,7 +20,29 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-P = TypeVar("P", bound=_Part)
+class _Document(_Part):
+    """The body of a document of its own."""
+
+    @classmethod
+    def from_body(cls, body: Body, name: str) -> Self:
+        """Read it back.
+
+        Args:
+            body: The document's.
+            name: The file, for messages.
+
+        Returns:
+            What it says.
+
+        Raises:
+            StoreDamagedError: If a field is missing or of another type.
+        """
+        try:
+            return cls.model_validate(body)
+        except ValidationError as exc:
+            error = exc.errors()[0]
+            field = ".".join(str(part) for part in error["loc"])
+            raise StoreDamagedError(f"{name}: field {field!r}: {error['msg']}") from exc
 
 
 class Execution(_Part):
@@ -31,7 +53,7 @@ class Execution(_Part):
     compiled: bool
 
 
-class Header(_Part):
+class Header(_Document):
     """The body of `store.json`."""
 
     format: int = FORMAT
@@ -44,19 +66,8 @@ class Header(_Part):
     provenance: dict[str, str]
 
     @classmethod
-    def from_body(cls, body: Body, name: str) -> "Header":
-        """Read it back.
-
-        Args:
-            body: The document's.
-            name: The file, for messages.
-
-        Returns:
-            The header.
-
-        Raises:
-            StoreDamagedError: If it is of another format version, or not one.
-        """
+    def from_body(cls, body: Body, name: str) -> Self:
+        """Read it back; raises `StoreDamagedError` also if it is of another format version."""
         if (found := body.get("format")) != FORMAT:
             older = isinstance(found, int) and found < FORMAT
             way_out = "Extract it again." if older else "Upgrade dinocache to read it."
@@ -64,7 +75,7 @@ class Header(_Part):
                 f"{name} says format {found!r}; this version of dinocache reads {FORMAT}. {way_out}"
             )
         Recipe.from_body(body.get("recipe"), name)
-        return _validated(cls, body, name)
+        return super().from_body(body, name)
 
 
 class Failure(_Part):
@@ -82,7 +93,7 @@ class StoredObject(_Part):
     crc32c: str
 
 
-class Record(_Part):
+class Record(_Document):
     """The body of a commit record: this kind of this unit is done and on the disk."""
 
     unit: str
@@ -102,27 +113,16 @@ class Record(_Part):
         return frozenset(self.failed) | frozenset(self.not_asked)
 
     @classmethod
-    def from_body(cls, body: Body, name: str) -> "Record":
-        """Read it back.
-
-        Args:
-            body: The document's.
-            name: The file, for messages.
-
-        Returns:
-            The record.
-
-        Raises:
-            StoreDamagedError: If a field is missing or of another type, or a path leaves the store.
-        """
-        record = _validated(cls, body, name)
+    def from_body(cls, body: Body, name: str) -> Self:
+        """Read it back; raises `StoreDamagedError` also if a path leaves the store."""
+        record = super().from_body(body, name)
         for path in record.objects:
             if path.startswith("/") or "\\" in path or ".." in path.split("/"):
                 raise StoreDamagedError(f"{name} names {path!r}, which is outside the store")
         return record
 
 
-class Run(_Part):
+class Run(_Document):
     """The body of a file in `runs/`: what one process, or one cluster, came to."""
 
     began: str
@@ -136,28 +136,3 @@ class Run(_Part):
     part: str
     busy: dict[str, float]
     made_by: dict[str, str]
-
-    @classmethod
-    def from_body(cls, body: Body, name: str) -> "Run":
-        """Read it back.
-
-        Args:
-            body: The document's.
-            name: The file, for messages.
-
-        Returns:
-            The run.
-
-        Raises:
-            StoreDamagedError: If a field is missing or of another type.
-        """
-        return _validated(cls, body, name)
-
-
-def _validated(cls: type[P], body: Body, name: str) -> P:
-    try:
-        return cls.model_validate(body)
-    except ValidationError as exc:
-        error = exc.errors()[0]
-        field = ".".join(str(part) for part in error["loc"])
-        raise StoreDamagedError(f"{name}: field {field!r}: {error['msg']}") from exc

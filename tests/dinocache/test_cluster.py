@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from making import make_table, tiny_request
+from making import contents, make_table, tiny_request
 
-from dinocache import cluster, supervise
+from dinocache import cluster, supervise, worker
 from dinocache.cli import main
 from dinocache.errors import (
     CrashError,
@@ -75,16 +75,9 @@ def scheduler() -> Iterator[str]:
         yield running.scheduler_address
 
 
-def contents(store: Path) -> dict[str, bytes]:
-    """Everything but the header, the runs' reports, and what a writer left that was killed."""
-    return {
-        name: path.read_bytes()
-        for path in store.rglob("*")
-        if path.is_file()
-        and (name := path.relative_to(store).as_posix()) != "store.json"
-        and not name.startswith(RUNS)
-        and path.suffix != ".partial"
-    }
+def whole(store: Path) -> dict[str, bytes]:
+    """What counts, without what a writer left that was killed."""
+    return {name: found for name, found in contents(store).items() if not name.endswith(".partial")}
 
 
 # A worker that does several units at once
@@ -100,7 +93,7 @@ def test_units_done_at_once_by_one_worker_are_the_same_bytes(
         tiny_request(table, tmp_path / "f", features=KINDS), scheduler, progress
     )
     plain = extract(tiny_request(table, tmp_path / "g", features=KINDS))
-    assert contents(outcome.path) == contents(plain.path)
+    assert whole(outcome.path) == whole(plain.path)
     assert (outcome.rows, outcome.units, outcome.complete) == (117, 8, True)
     (failed,) = outcome.failures
     assert failed.failure.reason == "not an image: PNG, JPEG, TIFF, BMP or WebP was expected"
@@ -223,20 +216,38 @@ def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path) -> None:
     assert verify(tmp_path / "f/images/tiny/32x48").damages == []
 
 
+def test_a_unit_that_is_recorded_is_not_done_again(tmp_path: Path) -> None:
+    """Who had it before may have died between its commit and saying so."""
+    request = tiny_request(make_table(tmp_path, 35), tmp_path / "f", features=KINDS)
+    plain = cluster._plain(request)
+    plan = worker.prepare_store(plain, torch.get_num_threads())
+    assert {name: rows for name, (rows, _) in plan.units.items()} == {
+        "0001-00000": 16,
+        "0001-00001": 16,
+        "0001-00002": 3,
+    }
+    assert worker.do_unit(plain, "0001-00002", {}).rows == 3
+    files = [path for path in (tmp_path / "f").rglob("*") if path.is_file()]
+    before = {path: path.stat().st_ctime_ns for path in files}
+    assert worker.do_unit(plain, "0001-00002", {}).rows == 0
+    assert {path: path.stat().st_ctime_ns for path in files} == before
+    assert worker.do_unit(plain, "0001-00001", {}).rows == 16
+
+
 # Workers that die, as the scheduler tells of them
 
 
 class Deaths:
     """Stands in for what workers do; module-wide, as tasks find it by its name."""
 
-    do_unit = staticmethod(cluster._do_unit)
+    do_unit = staticmethod(worker.do_unit)
     blamed: Mapping[str, str]
     searches: "itertools.count[int]"
 
 
 def killed() -> Exception:
-    worker = SimpleNamespace(address="tcp://127.0.0.1:9")
-    error: Exception = distributed.KilledWorker("task", worker, 1)
+    where = SimpleNamespace(address="tcp://127.0.0.1:9")
+    error: Exception = distributed.KilledWorker("task", where, 1)
     return error
 
 
@@ -260,8 +271,8 @@ def finds(plain: object, item_ids: list[str]) -> Mapping[str, str]:
 def test_the_item_that_its_workers_died_of_is_recorded(
     tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_do_unit", dies_of_0020)
-    monkeypatch.setattr(cluster, "_find_killers", finds)
+    monkeypatch.setattr(worker, "do_unit", dies_of_0020)
+    monkeypatch.setattr(worker, "find_killers", finds)
     Deaths.blamed, Deaths.searches = {"0020": "reading it ends the process"}, itertools.count()
     progress = Counting()
     request = tiny_request(make_table(tmp_path, 69), tmp_path / "f")
@@ -279,12 +290,12 @@ def test_the_item_that_its_workers_died_of_is_recorded(
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("_do_unit", r"^unit 0001-0000\d was lost with its worker 8 times, and no item of it is"),
+        ("do_unit", r"^unit 0001-0000\d was lost with its worker 8 times, and no item of it is"),
         (
-            "_prepare",
+            "prepare_store",
             r"^workers died before the first unit, or behind the last one: the same comma",
         ),
-        ("_conclude", "^workers died before the first unit, or behind the last one"),
+        ("conclude_store", "^workers died before the first unit, or behind the last one"),
     ],
 )
 def test_workers_that_die_of_nothing_in_particular(
@@ -294,8 +305,8 @@ def test_workers_that_die_of_nothing_in_particular(
     function: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr(cluster, function, dies)
-    monkeypatch.setattr(cluster, "_find_killers", none)
+    monkeypatch.setattr(worker, function, dies)
+    monkeypatch.setattr(worker, "find_killers", none)
     request = tiny_request(make_table(tmp_path, 19), tmp_path / "f")
     with pytest.raises(CrashError, match=message):
         cluster.extract_on(request, scheduler, Counting())
@@ -345,7 +356,7 @@ def test_workers_that_are_killed_lose_nothing(
         plain = extract(replace(request, root=tmp_path / "g"))  # where it is merely unreadable
     finally:
         torch.set_num_threads(before)
-    ours, theirs = contents(outcome.path), contents(plain.path)
+    ours, theirs = whole(outcome.path), whole(plain.path)
     assert ours.keys() == theirs.keys()
     different = {name for name in ours if ours[name] != theirs[name]}
     assert different == {
@@ -458,7 +469,7 @@ def test_workers_in_another_folder_find_the_same_files(
     for name in ("mine.pth", "a,b.pth"):
         (tmp_path / name).write_bytes(b"")
     request = tiny_request(Path("images.csv"), Path("f"), data=Path(), weights="hub, mine.pth")
-    there = cluster._request(cluster._plain(request))
+    there = worker.request_of(cluster._plain(request))
     assert there.dataset == str(tmp_path / "images.csv")
     assert (there.data, there.root) == (tmp_path, tmp_path / "f")
     assert there.weights == f"hub,{tmp_path}/mine.pth"
@@ -469,15 +480,15 @@ def test_workers_in_another_folder_find_the_same_files(
         (None, None),
     ):
         plain = cluster._plain(replace(request, dataset="demo", weights=weights))
-        assert cluster._request(plain).weights == expected
-        assert cluster._request(plain).dataset == "demo"
+        assert worker.request_of(plain).weights == expected
+        assert worker.request_of(plain).dataset == "demo"
 
 
 def test_items_are_tried_by_the_workers_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     request = tiny_request(Path("images.csv"), Path("f"))
     asked: list[object] = []
     monkeypatch.setattr(supervise, "find_killers", lambda *given: asked.append(given) or {"b": "x"})
-    assert cluster._find_killers(cluster._plain(request), ["a", "b"]) == {"b": "x"}
+    assert worker.find_killers(cluster._plain(request), ["a", "b"]) == {"b": "x"}
     ((given, ids),) = asked
     assert ids == ["a", "b"]
     assert given.root == Path("f").absolute()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from making import make_table, tiny_request
+from making import contents, make_table, tiny_request
 from PIL import Image
 
 from dinocache.engine import Engine, _Encoded
@@ -19,7 +19,6 @@ from dinocache.errors import StoppedError, StoreWriteError
 from dinocache.extract import extract
 from dinocache.inference import Encoder
 from dinocache.job import Supervision
-from dinocache.layout import RUNS
 from dinocache.progress import QuietProgress
 from dinocache.readers import OpenItem, Pixels
 from dinocache.readers.image import ImageReader
@@ -32,16 +31,6 @@ KINDS = ("cls", "dense", "image")
 STAGES = ("decode", "write", "stage")
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    return {
-        name: path.read_bytes()
-        for path in store.rglob("*")
-        if path.is_file()
-        and (name := path.relative_to(store).as_posix()) != "store.json"
-        and not name.startswith(RUNS)
-    }
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from making import make_table, tiny_request
+from making import contents, make_table, tiny_request
 from safetensors.torch import save_file
 
 from dinocache.cli import main
@@ -26,17 +26,6 @@ from dinocache.store import FeatureStore
 from dinocache.verify import verify
 
 KINDS = ("cls", "dense", "image")
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    """Everything but the header, which says when the store was made, and the runs' reports."""
-    return {
-        name: path.read_bytes()
-        for path in store.rglob("*")
-        if path.is_file()
-        and (name := path.relative_to(store).as_posix()) != "store.json"
-        and not name.startswith(RUNS)
-    }
 
 
 def committed(store: Path) -> set[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dinocache.layout import RUNS
 from dinocache.readers import ItemFiles, OpenItem, Pixels, make_reader
 from dinocache.request import ExtractRequest
 
@@ -68,3 +69,14 @@ def tiny_request(table: Path, root: Path, **options: object) -> ExtractRequest:
         "device": "cpu",
     }
     return ExtractRequest(**(given | options))  # type: ignore[arg-type]
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Everything but the header, which says when the store was made, and the runs' reports."""
+    return {
+        name: path.read_bytes()
+        for path in store.rglob("*")
+        if path.is_file()
+        and (name := path.relative_to(store).as_posix()) != "store.json"
+        and not name.startswith(RUNS)
+    }
