@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from dinocache import __version__
+from dinocache.errors import RequestError
 from dinocache.options import (
     ARITHMETICS,
     PRECISIONS,
@@ -146,6 +147,8 @@ def extract(
         dinocache extract scans.csv --part $SLURM_ARRAY_TASK_ID/8
     """
     quiet_libraries(debug=debug)
+    if not cluster and (adapt or cluster_option):
+        raise RequestError("--adapt and --cluster-option say how --cluster works: give that, too")
     request = _request(
         dataset=dataset,
         data=data,
@@ -341,7 +344,6 @@ def datasets(
     json: JsonOption = False,
 ) -> None:
     """List the datasets that are known by name, or explain one."""
-    from dinocache.errors import RequestError
     from dinocache.manifest import load_manifest, shipped_manifests
 
     shipped = {key: load_manifest(path) for key, path in shipped_manifests().items()}
@@ -557,8 +559,6 @@ def _request(
 
 
 def _choice(option: str, value: str | None, choices: Collection[str]) -> str | None:
-    from dinocache.errors import RequestError
-
     if value is not None and value not in choices:
         raise RequestError(f"{option} {value!r}: choose from {', '.join(choices)}")
     return value

@@ -83,6 +83,8 @@ def test_failures_are_named_and_the_exit_code_is_1(
             2,
             "there is no encoder 'dinov3'; did you mean",
         ),
+        (["extract", "TABLE", "--part", "9/4"], 2, "--part '9/4': give I/N with I from 1 to N"),
+        (["extract", "TABLE", "--adapt", "1:3"], 2, "--adapt and --cluster-option say how --clus"),
         (["extract", "TABLE", "--model", "hf:x"], 2, "before a colon stands timm or open_clip, as"),
         (["extract", "TABLE", "--weights", "hub"], 1, "; pass the file with --weights PATH (such"),
         (["plan", "TABLE", "--features", "embed"], 2, "dinov3-s has no 'embed'; it has cls, mean"),
