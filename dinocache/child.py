@@ -8,12 +8,12 @@ each; whatever a library prints there goes to standard error instead.
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -22,9 +22,11 @@ from dinocache.errors import BUG, DinocacheError, ItemError, StoppedError
 from dinocache.extract import Outcome, extract
 from dinocache.intensity import item_windows
 from dinocache.job import Job, Supervision
+from dinocache.processes import ignore_stops
 from dinocache.progress import QuietProgress
+from dinocache.readers import guarded
 from dinocache.request import ExtractRequest
-from dinocache.source import Source, guarded
+from dinocache.source import Source
 from dinocache.terminal import quiet_libraries
 
 __all__ = ["Order", "main"]
@@ -94,11 +96,7 @@ def main() -> int:
     Returns:
         The exit code: 0 if the last message says what it came to, else `BUG`.
     """
-    # Both go to whole groups of processes; the parent decides what they mean.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):  # the parent held them back until here
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    ignore_stops()
     messages = _Messages(os.dup(1))
     os.dup2(2, 1)
     if not (line := sys.stdin.readline()):
@@ -114,8 +112,9 @@ def main() -> int:
     try:
         if order.items is not None:
             job = Job(order.request, QuietProgress(), supervision)
+            source = replace(job.source, decoders=None)  # it is this process that is to die
             for item_id in order.items:
-                _try(job, item_id)
+                _try(job, source, item_id)
             messages.send("tried")
         else:
             outcome = extract(order.request, messages, supervision)
@@ -142,9 +141,8 @@ def _listen(messages: _Messages, stop: threading.Event) -> None:
     os._exit(BUG)
 
 
-def _try(job: Job, item_id: str) -> None:
+def _try(job: Job, source: Source, item_id: str) -> None:
     """Read an item to its end, as an extraction does."""
-    source: Source = job.source
     with source.watch(item_id):
         try:
             source.count_rows(item_id)

@@ -1,8 +1,7 @@
 """Items to rows: opened, decoded and resized ahead of the encoder, in threads, within bounds.
 
 An item is decoded in blocks of rows, so that a slide of 100,000 tiles needs no more memory than a
-few of them. In threads, though for DICOM series processes would be faster: docs/benchmarks.md,
-"Threads or processes".
+few of them; or as a whole in a process, for which a thread waits: see `dinocache.decoders`.
 """
 
 import threading
@@ -16,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocache.errors import ItemError
-from dinocache.intensity import Window, item_windows
+from dinocache.intensity import Window
 from dinocache.layout import COORD, is_row_kind
 from dinocache.meter import Meter
 from dinocache.plan import Segment, Unit
 from dinocache.progress import Progress
-from dinocache.readers import Labels, OpenItem, Pixels
+from dinocache.readers import Labels, OpenItem, Pixels, guarded, read_rows
 from dinocache.recipe import Recipe, WindowRecipe
-from dinocache.source import Source, guarded
+from dinocache.source import Source
 from dinocache.transforms import Staged, check_row
 
 __all__ = ["READ", "Decoding", "Head", "Piece", "Row", "UnitWork"]
@@ -76,11 +75,13 @@ class _SharedItem:
         position: int,
         planned_rows: int,
         recipes: tuple[WindowRecipe, ...],
+        mask: bool,
         meter: Meter,
     ) -> None:
         self.item_id = item_id
         self.position = position
-        self._source, self._planned_rows, self._recipes = source, planned_rows, recipes
+        self._source, self._planned_rows = source, planned_rows
+        self._recipes, self._mask = recipes, mask
         self._meter = meter
         self._lock, self._turn = threading.Lock(), threading.Lock()
         self._users = 0
@@ -100,8 +101,7 @@ class _SharedItem:
             if self._item is None:
                 try:
                     with self._meter.busy(READ):
-                        item = self._item = self._opened()
-                        self._windows = guarded(lambda: item_windows(self._recipes, item))
+                        self._item, self._windows = self._opened()
                 except ItemError as exc:
                     self._reason = str(exc)
                     raise
@@ -119,15 +119,15 @@ class _SharedItem:
         one = self._item is not None and self._item.one_at_a_time
         return self._turn if one else nullcontext()
 
-    def _opened(self) -> OpenItem:
-        item = self._source.open(self.item_id)
+    def _opened(self) -> tuple[OpenItem, tuple[Window, ...]]:
+        item, windows = self._source.open_measured(self.item_id, self._recipes, mask=self._mask)
         if item.n_rows != self._planned_rows:
             item.close()
             raise ItemError(
                 f"it has {item.n_rows} rows, {self._planned_rows} were planned: the file or its "
                 "reader has changed since; --retry-failed plans it anew"
             )
-        return item
+        return item, windows
 
     def release(self) -> None:
         with self._lock:
@@ -220,6 +220,7 @@ class Decoding:
         """
         ahead: deque[Piece] = deque()
         shared: _SharedItem | None = None
+        mask = any("mask" in unit_work.kinds for unit_work in work)
         try:
             for unit_work in work:
                 segment = unit_work.segment
@@ -232,6 +233,7 @@ class Decoding:
                             position=position,
                             planned_rows=segment.item_rows[item],
                             recipes=self._recipe.input.windows,
+                            mask=mask,
                             meter=self._meter,
                         )
                     shared.use()
@@ -295,9 +297,7 @@ class Decoding:
                 )
 
     def _read(self, item: OpenItem, start: int, stop: int) -> list[Pixels]:
-        rows = guarded(lambda: item.rows(start, stop))
-        if len(rows) != stop - start:  # else other items would have this one's rows
-            raise ItemError(f"its reader gave {len(rows)} rows, {stop - start} were asked for")
+        rows = read_rows(item, start, stop)
         names = self._recipe.channels.names
         passes = self._recipe.channels.mode == "passes"
         for row in rows:

@@ -89,8 +89,12 @@ def extract(
         StoppedError: If it was asked to stop.
         TooManyFailuresError: If more items failed than may.
     """
+    with Job(request, progress or QuietProgress(), supervision or Supervision()) as job:
+        return _extracted(job)
+
+
+def _extracted(job: Job) -> Outcome:
     began = time.monotonic()
-    job = Job(request, progress or QuietProgress(), supervision or Supervision())
     writer, work = prepare(job)
     try:
         busy = job.run(writer, work) if work else {}

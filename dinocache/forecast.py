@@ -104,8 +104,12 @@ def dry_run(
         RecipeMismatchError: If the store there was made otherwise.
     """
     progress = progress or QuietProgress()
-    job = Job(replace(request, hash_sources=False), progress)
-    store = job.store
+    with Job(replace(request, hash_sources=False), progress) as job:
+        return _forecast(job, progress, timed=timed)
+
+
+def _forecast(job: Job, progress: Progress, *, timed: bool) -> Forecast:
+    request, store = job.request, job.store
     if store:
         job.check_options(store, store.header.recipe.encoder.weights)
     grid = store.header.grid if store else job.new_grid()

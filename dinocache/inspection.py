@@ -10,10 +10,17 @@ import numpy.typing as npt
 
 from dinocache.errors import ItemError, RequestError
 from dinocache.intensity import Window, item_windows
-from dinocache.readers import ItemFiles, OpenItem, Pixels, Reader, guess_reader, make_reader
+from dinocache.readers import (
+    ItemFiles,
+    OpenItem,
+    Pixels,
+    Reader,
+    guarded,
+    guess_reader,
+    make_reader,
+)
 from dinocache.recipe import WindowRecipe
 from dinocache.request import parse_windows
-from dinocache.source import guarded
 
 __all__ = ["Inspection", "inspect_item"]
 

@@ -7,15 +7,18 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 
 from dinocache import __version__
 from dinocache.cost import default_batch
 from dinocache.counting import count_items, stamp_items
+from dinocache.decoders import CAN_HAND_OVER, Decoders
 from dinocache.decoding import UnitWork
 from dinocache.devices import can_compile, choose_device, device_memory, has_bf16
 from dinocache.engine import Engine
@@ -30,6 +33,7 @@ from dinocache.items import channel_columns, check_name, same_labels
 from dinocache.layout import COORD, FORMAT, HEADER, check_kinds
 from dinocache.libraries import find_encoder
 from dinocache.manifest import Dataset, find_dataset
+from dinocache.pace import usable_cores
 from dinocache.plan import Grid, make_grid
 from dinocache.progress import Progress
 from dinocache.readers import Reader, guess_reader, make_reader
@@ -69,6 +73,9 @@ def _unwatched(item_id: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+_MOST_WORKERS = 16
+_WORTH_PROCESSES = 8
+"""Items; for fewer, starting processes takes longer than they save."""
 NO_WEIGHTS = WeightsRecipe(name="", sha256="")
 """For a forecast, whose recipe is thrown away."""
 
@@ -92,7 +99,7 @@ class Supervision:
 
 @dataclass
 class Job:
-    """One extraction while it is being settled."""
+    """One extraction while it is being settled. A context manager."""
 
     request: ExtractRequest
     progress: Progress
@@ -149,7 +156,31 @@ class Job:
             self.reader,
             killers=self.supervision.killers,
             watch=self.supervision.watch,
+            decoders=self.decoders,
         )
+
+    @cached_property
+    def decoders(self) -> Decoders | None:
+        """Processes for items that are better read there; None where few items are to be read."""
+        if not CAN_HAND_OVER or len(self.dataset.table) < _WORTH_PROCESSES:
+            return None
+        return Decoders(self.workers)
+
+    def close(self) -> None:
+        """End the processes that decode."""
+        if self.decoders:
+            self.decoders.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     # The store
 
@@ -278,8 +309,9 @@ class Job:
 
     @property
     def workers(self) -> int:
-        """Threads that read."""
-        return self.request.workers or 4
+        """Threads that read: enough for a GPU; beside an encoder on the CPU more would not help."""
+        usual = min(_MOST_WORKERS, usable_cores()) if self.device.startswith("cuda") else 4
+        return self.request.workers or usual
 
     def _reader(self) -> Reader[Any]:
         """Make the reader that was asked for, with the options of the store or the dataset."""

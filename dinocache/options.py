@@ -156,7 +156,14 @@ ChannelsOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps or cpu.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: 4.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads that decode, each with a process for DICOM series. Default: for a GPU as "
+        "many as there are cores, up to 16; else 4.",
+    ),
+]
 UnitRowsOption = Annotated[
     int | None,
     typer.Option(

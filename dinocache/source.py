@@ -1,23 +1,23 @@
 """Where the items of a store come from: a table's paths, opened by a reader."""
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
+from dinocache.decoders import Decoders
 from dinocache.errors import ItemError
+from dinocache.intensity import Window, item_windows
 from dinocache.items import channel_columns
-from dinocache.readers import ItemFiles, OpenItem, Reader
+from dinocache.readers import ItemFiles, OpenItem, Reader, guarded
 from dinocache.readers.channels import open_channels
+from dinocache.recipe import WindowRecipe
 from dinocache.records import Failure
 
-__all__ = ["Source", "Watch", "guarded"]
-
-T = TypeVar("T")
+__all__ = ["Source", "Watch"]
 
 Watch = Callable[[str], AbstractContextManager[None]]
 """Told of each item, by its id, while a reader is at work on it: where that ends the process, this
@@ -40,6 +40,7 @@ class Source:
         crop_masks: Item id -> path of the label map at whose centroid it is cropped.
         killers: Item id -> why it is not to be touched: reading it has ended a process.
         watch: Held while a reader is at work on an item.
+        decoders: Processes for items that are better read there; None reads all in this one.
     """
 
     data: Path
@@ -49,6 +50,7 @@ class Source:
     crop_masks: Mapping[str, str]
     killers: Mapping[str, str] = field(default_factory=dict)
     watch: Watch = _nobody
+    decoders: Decoders | None = None
 
     @classmethod
     def of_table(
@@ -59,6 +61,7 @@ class Source:
         *,
         killers: Mapping[str, str] | None = None,
         watch: Watch = _nobody,
+        decoders: Decoders | None = None,
     ) -> "Source":
         """Take the paths out of an item table."""
         columns = list(channel_columns(table).values()) or ["path"]
@@ -72,6 +75,7 @@ class Source:
             crop_masks=_present(table, "crop_mask"),
             killers=killers or {},
             watch=watch,
+            decoders=decoders,
         )
 
     def files(self, item_id: str) -> list[ItemFiles]:
@@ -92,6 +96,39 @@ class Source:
             raise ItemError(self.killers[item_id])
         return guarded(lambda: open_channels(self.reader, self.files(item_id)))
 
+    def open_measured(
+        self, item_id: str, windows: tuple[WindowRecipe, ...], *, mask: bool
+    ) -> tuple[OpenItem, tuple[Window, ...]]:
+        """Open an item and measure its windows, in another process where that is better.
+
+        Whoever calls this, and reads the item, holds `watch`.
+
+        Args:
+            item_id: Its.
+            windows: Of the recipe.
+            mask: Whether its mask will be asked for, if it has one.
+
+        Returns:
+            (the item, its windows).
+
+        Raises:
+            ItemError: If it cannot be opened or measured, or ended processes before.
+        """
+        files = self.files(item_id)
+        if self.decoders and item_id not in self.killers and self._is_apart(files):
+            mask = mask and item_id in self.masks
+            if found := self.decoders.open(self.reader, files, windows, mask=mask):
+                return found.item, found.windows
+        item = self.open(item_id)
+        try:
+            return item, guarded(lambda: item_windows(windows, item))
+        except BaseException:
+            item.close()
+            raise
+
+    def _is_apart(self, files: Sequence[ItemFiles]) -> bool:
+        return all(self.reader.is_apart(one) for one in files)
+
     def count_rows(self, item_id: str) -> int:
         """Count an item's rows by its header; raises `ItemError`."""
         if item_id in self.killers:
@@ -101,26 +138,13 @@ class Source:
             if not channel.path.exists():
                 raise ItemError("the file is missing")
         with self.watch(item_id):
+            if self.decoders and self._is_apart(files):
+                return self.decoders.count(self.reader, files[0])
             return guarded(lambda: self.reader.count_rows(files[0]))
 
     def failure(self, item_id: str, reason: str) -> Failure:
         """Make the entry of the failure ledger."""
         return Failure(reason=reason, reader=self.reader.name, path=self.paths[item_id][0])
-
-
-def guarded(call: Callable[[], T]) -> T:
-    """Call into a reader; whatever it raises becomes an `ItemError`: one item never stops a run.
-
-    A library that is not installed does: it would fail every item.
-    """
-    try:
-        return call()
-    except (ItemError, ModuleNotFoundError):
-        raise
-    except Exception as exc:
-        logging.getLogger(__name__).debug("a reader failed", exc_info=True)
-        text = " ".join(str(exc).split())[:300]
-        raise ItemError(f"its reader failed ({type(exc).__name__}: {text})") from exc
 
 
 def _present(table: pd.DataFrame, column: str) -> dict[str, str]:

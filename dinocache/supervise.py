@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 from dinocache import errors
 from dinocache.errors import BUG, CrashError, StoppedError
+from dinocache.processes import died_of, python, reading_ends, start
 from dinocache.progress import Progress
 from dinocache.request import ExtractRequest
 
@@ -32,8 +33,7 @@ __all__ = ["Stopping", "find_killers", "supervised"]
 
 _FRUITLESS = 2
 """Deaths without an item to blame, and without a unit committed since, behind which it gives up."""
-# -P: a file of that name in the folder where a person stands is none of ours.
-_COMMAND = (sys.executable, "-P", "-m", "dinocache.child")
+_COMMAND = python("dinocache.child")
 
 
 def supervised(
@@ -76,7 +76,7 @@ def supervised(
             suspects = [item_id for item_id in end.reading if item_id not in killers]
             # Headers are read many at a time, also of those items.
             if len(end.reading) == 1 and careful.issuperset(suspects):
-                found = {i: _reason(end.died_of) for i in suspects}
+                found = {i: reading_ends(end.died_of) for i in suspects}
             else:
                 found = find_killers(request, suspects, stopping=stopping, command=command)
             fruitless = 0 if found or end.units else fruitless + 1
@@ -129,7 +129,7 @@ def find_killers(
         if end.died_of.startswith("SIGKILL") and died_in not in died_once:
             died_once.add(died_in)
             continue
-        found[died_in] = _reason(end.died_of)
+        found[died_in] = reading_ends(end.died_of)
         left = left[1:]
     return found
 
@@ -166,15 +166,7 @@ class _Child:
     def run(self) -> _End:
         """Follow it to its end; raises what it raised."""
         try:
-            with _signals_held():
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    encoding="utf-8",
-                    errors="replace",
-                )
+            self._process = start(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._say(json.dumps(self._order))
             if self._stopping is not None:
                 self._stopping.tell = self._say
@@ -188,7 +180,7 @@ class _Child:
         if not self._finished:
             if code == BUG:  # its traceback stands on the screen
                 raise CrashError("the extracting process ended by an error of dinocache's own")
-            self._end.died_of = _death(code)
+            self._end.died_of = died_of(code)
             self._end.reading = list(+self._reading)
             self._progress.stop()
             if self._stopping is not None and self._stopping.asked:
@@ -288,39 +280,12 @@ class Stopping:
         self.tell("stop")
 
 
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Have a child begin with SIGINT and SIGTERM held back, until it ignores them itself.
-
-    Both are sent to whole groups of processes, also while a child still imports.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _known_error(name: str, message: str) -> errors.DinocacheError:
     """Make again what a child raised."""
     if name not in errors.__all__:
         raise CrashError(f"the extracting process ended by {name}: {message}")
     error: errors.DinocacheError = getattr(errors, name)(message)
     return error
-
-
-def _reason(died_of: str) -> str:
-    return f"reading it ends the process ({died_of})"
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return name + ", most often for want of memory" * (name == "SIGKILL")
 
 
 def _plain(request: ExtractRequest) -> object:

@@ -13,8 +13,9 @@ from dinocache.errors import ItemError, RequestError
 from dinocache.intensity import item_windows
 from dinocache.layout import is_row_kind, parse_kind
 from dinocache.progress import human_bytes
+from dinocache.readers import guarded
 from dinocache.recipe import Recipe
-from dinocache.source import Source, guarded
+from dinocache.source import Source
 from dinocache.spec import EncoderSpec
 from dinocache.transforms import Preprocess, Staged, check_row
 

@@ -5,7 +5,6 @@ are found by their names, so that nothing but names and plain values travels.
 """
 
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from dinocache.decoding import UnitWork
 from dinocache.extract import Outcome, conclude, outcome_of, prepare
 from dinocache.job import Job, Supervision
 from dinocache.layout import record_name
+from dinocache.pace import usable_cores
 from dinocache.plan import Segment, Unit
 from dinocache.progress import QuietProgress
 from dinocache.request import ExtractRequest
@@ -102,17 +102,14 @@ def _hold(plain: Plain, threads: int | None = None) -> _Held:
     key = json.dumps(plain, sort_keys=True)
     with _holding:
         if key not in _held:
+            for held in _held.values():
+                held.job.close()
             _held.clear()  # one encoder at a time
             quiet_libraries()
-            torch.set_num_threads(threads or _cores())
+            torch.set_num_threads(threads or usable_cores())
             notes = QuietProgress()
             _held[key] = _Held(job=Job(request_of(plain), notes), notes=notes)
         return _held[key]
-
-
-def _cores() -> int:
-    """Cores of this worker's job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def prepare_store(plain: Plain, threads: int | None) -> Plan:

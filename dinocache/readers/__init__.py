@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dinocache.errors import RequestError
-from dinocache.readers.contract import ItemFiles, Labels, OpenItem, Pixels, Reader, ReaderOptions
+from dinocache.readers.contract import (
+    ItemFiles,
+    Labels,
+    OpenItem,
+    Pixels,
+    Reader,
+    ReaderOptions,
+    guarded,
+    read_rows,
+)
 
 __all__ = [
     "READERS",
@@ -19,8 +28,10 @@ __all__ = [
     "Pixels",
     "Reader",
     "ReaderOptions",
+    "guarded",
     "guess_reader",
     "make_reader",
+    "read_rows",
     "reader_class",
 ]
 

@@ -3,8 +3,9 @@
 Arrays are (C, Z, Y, X); a row is one slice (C, Y, X) of it.
 """
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from dinocache.errors import ItemError, RequestError, one_line
 from dinocache.geometry import Geometry
 
-__all__ = ["ItemFiles", "Labels", "OpenItem", "Pixels", "Reader", "ReaderOptions", "translated"]
+__all__ = [
+    "ItemFiles",
+    "Labels",
+    "OpenItem",
+    "Pixels",
+    "Reader",
+    "ReaderOptions",
+    "guarded",
+    "read_rows",
+    "translated",
+]
+
+T = TypeVar("T")
 
 Pixels = (
     npt.NDArray[np.uint8] | npt.NDArray[np.int16] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
@@ -53,6 +66,21 @@ def translated(what: str) -> Iterator[None]:
         raise ItemError(f"{what}: it needs more memory than there is") from exc
     except Exception as exc:
         raise ItemError(f"{what}: {one_line(exc)}") from exc
+
+
+def guarded(call: Callable[[], T]) -> T:
+    """Call into a reader; whatever it raises becomes an `ItemError`: one item never stops a run.
+
+    A library that is not installed does: it would fail every item.
+    """
+    try:
+        return call()
+    except (ItemError, ModuleNotFoundError):
+        raise
+    except Exception as exc:
+        logging.getLogger(__name__).debug("a reader failed", exc_info=True)
+        text = " ".join(str(exc).split())[:300]
+        raise ItemError(f"its reader failed ({type(exc).__name__}: {text})") from exc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +178,14 @@ class OpenItem(ABC):
         self.close()
 
 
+def read_rows(item: OpenItem, start: int, stop: int) -> list[Pixels]:
+    """Decode rows of an item, and see that a reader gave as many; raises `ItemError`."""
+    rows = guarded(lambda: item.rows(start, stop))
+    if len(rows) != stop - start:  # else other items would have this one's rows
+        raise ItemError(f"its reader gave {len(rows)} rows, {stop - start} were asked for")
+    return rows
+
+
 class ReaderOptions(BaseModel):
     """Options of a reader: all of them are part of the recipe."""
 
@@ -227,6 +263,14 @@ class Reader(ABC, Generic[Settings]):
         Raises:
             ItemError: If it is missing, damaged, or of another sort.
         """
+
+    def is_apart(self, files: ItemFiles) -> bool:
+        """Whether an item is better decoded in a process of its own, as a whole.
+
+        So where Python itself has much to do for its rows, and it gives no thumbnail. Nothing is
+        read to say so.
+        """
+        return False
 
     def count_rows(self, files: ItemFiles) -> int:
         """Count an item's rows, without decoding them.

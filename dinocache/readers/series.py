@@ -16,13 +16,13 @@ from dinocache.readers.pictures import printable
 from dinocache.readers.raw import smallest_integers
 from dinocache.readers.voxels import VoxelFile, checked_affine
 
-__all__ = ["Gaps", "read_series"]
+__all__ = ["DICOM_SUFFIXES", "Gaps", "read_series"]
 
 Gaps = Literal["refuse", "keep"]
 
 _MAX_FILES = 20_000
 _MAX_BYTES = 8 << 30
-_SUFFIXES = (".dcm", ".dicom", ".ima")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _STEP_TOLERANCE = 0.01
 """Of the distance of slices: what two of them may differ by."""
 _STEP_TOLERANCE_MM = 0.01
@@ -149,7 +149,7 @@ def _is_to_be_read(path: Path) -> bool:
     Raises:
         ItemError: If it is named as a slice may be, and cannot be one.
     """
-    named = path.suffix.lower() in _SUFFIXES
+    named = path.suffix.lower() in DICOM_SUFFIXES
     # Names that are UIDs, or end in a number, have no suffix either.
     may_be = named or not path.suffix or path.suffix[1:].isdecimal()
     if path.name.startswith(".") or not may_be:

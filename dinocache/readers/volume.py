@@ -33,7 +33,7 @@ from dinocache.readers.sampling import (
     scaling,
     shift,
 )
-from dinocache.readers.series import Gaps, read_series
+from dinocache.readers.series import DICOM_SUFFIXES, Gaps, read_series
 from dinocache.readers.voxels import VoxelFile
 
 __all__ = ["VolumeOptions", "VolumeReader"]
@@ -106,6 +106,10 @@ class VolumeReader(Reader[VolumeOptions]):
     def open(self, files: ItemFiles, like: Geometry | None = None) -> OpenItem:
         """Open a volume; with `like`, its rows are those of that grid, interpolated if need be."""
         return _OpenVolume(files, self.settings, like)
+
+    def is_apart(self, files: ItemFiles) -> bool:
+        """A DICOM series: the header of each slice is parsed in Python."""
+        return files.path.suffix.lower() in DICOM_SUFFIXES or files.path.is_dir()
 
     def count_rows(self, files: ItemFiles) -> int:
         """Count rows by the header; pixels are read only for the box of the foreground."""

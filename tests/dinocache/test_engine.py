@@ -402,7 +402,7 @@ def test_carefully_no_row_is_read_beside_a_pass(
     item, passes = Long(), itertools.count()
     monkeypatch.setattr(ImageReader, "open", lambda *_: item)
     monkeypatch.setattr(ImageReader, "one_row", False)
-    monkeypatch.setattr("dinocache.decoding.item_windows", lambda *_: ((0.0, 255.0),))
+    monkeypatch.setattr("dinocache.source.item_windows", lambda *_: ((0.0, 255.0),))
     encode = Engine.encode
 
     def encode_(self: Engine, *given: Any) -> Any:  # noqa: ANN401

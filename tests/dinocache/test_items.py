@@ -417,7 +417,7 @@ def test_windows_are_measured_once_for_all_units(
     table.write_text("path\na.nii\n")
     measured = []
     monkeypatch.setattr(
-        "dinocache.decoding.item_windows",
+        "dinocache.source.item_windows",
         lambda windows, item: measured.append(item) or item_windows(windows, item),
     )
     outcome = extract(tiny_request(table, tmp_path / "f", features=("image",)))

@@ -8,7 +8,12 @@ import signal
 import sys
 import threading
 
-_FATAL = {"deadly-segv.png": signal.SIGSEGV, "deadly-kill.png": signal.SIGKILL}
+_FATAL = {
+    "deadly-segv": signal.SIGSEGV,
+    "deadly-kill": signal.SIGKILL,
+    "deadly-once": signal.SIGKILL,
+}
+_DIED = ".died"
 _HELD = "held.png"
 
 
@@ -16,14 +21,24 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
     if event != "open":
         return
     name = os.path.basename(str(arguments[0]))
-    if name in _FATAL:
+    if (stem := name.partition(".")[0]) in _FATAL and not name.endswith(_DIED):
+        if stem == "deadly-once" and not _is_first(f"{arguments[0]}{_DIED}"):
+            return
         # This thread, as a decoder's fault does: another one may take what the process is sent.
-        signal.pthread_kill(threading.get_ident(), _FATAL[name])
+        signal.pthread_kill(threading.get_ident(), _FATAL[stem])
     elif name == _HELD and "HELD_AT" in os.environ:
         _wait(os.environ["HELD_AT"])
     elif name == "loud.png":
         print("a library says something", flush=True)
         os.write(1, b"and another one, below Python\n")
+
+
+def _is_first(mark: str) -> bool:
+    """Say whether this is the first time, and leave a mark of it."""
+    if os.path.exists(mark):
+        return False
+    os.mkdir(mark)
+    return True
 
 
 def _wait(folder: str) -> None:
