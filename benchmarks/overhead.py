@@ -25,10 +25,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from dinocache.dataset import find_dataset
 from dinocache.encoders import encoder_spec
 from dinocache.extract import extract
 from dinocache.inference import load_encoder
-from dinocache.manifest import find_dataset
 from dinocache.request import ExtractRequest
 from dinocache.store import FeatureStore
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from dinocache.durable import reading
 from dinocache.errors import BUG, DinocacheError, ItemError, StoppedError
 from dinocache.extract import Outcome, extract
 from dinocache.intensity import item_windows
@@ -117,7 +118,8 @@ def main() -> int:
                 _try(job, source, item_id)
             messages.send("tried")
         else:
-            outcome = extract(order.request, messages, supervision)
+            with reading("the store"):
+                outcome = extract(order.request, messages, supervision)
             messages.send("outcome", TypeAdapter(Outcome).dump_python(outcome, mode="json"))
     except DinocacheError as exc:
         logging.getLogger(__name__).debug("the extraction failed", exc_info=True)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -16,6 +17,7 @@ from dinocache.options import (
     RESIZES,
     ROPES,
     AdaptOption,
+    AllowMissingOption,
     AnyDeviceOption,
     AppendOption,
     ArithmeticOption,
@@ -55,6 +57,7 @@ from dinocache.options import (
     WeightsOption,
     WindowOption,
     WorkersOption,
+    dataset_names,
     encoder_names,
     reader_names,
 )
@@ -119,6 +122,7 @@ def extract(
     unit_rows: UnitRowsOption = None,
     workers: WorkersOption = None,
     append: AppendOption = False,
+    allow_missing: AllowMissingOption = False,
     retry_failed: RetryFailedOption = False,
     retry_changed: RetryChangedOption = False,
     hash_sources: HashSourcesOption = False,
@@ -176,6 +180,7 @@ def extract(
         unit_rows=unit_rows,
         workers=workers,
         append=append,
+        allow_missing=allow_missing,
         retry_failed=retry_failed,
         retry_changed=retry_changed,
         hash_sources=hash_sources,
@@ -226,6 +231,7 @@ def plan(
     workers: WorkersOption = None,
     batch: BatchOption = None,
     unit_rows: UnitRowsOption = None,
+    allow_missing: AllowMissingOption = False,
     timing: TimingOption = True,
     json: JsonOption = False,
 ) -> None:
@@ -253,6 +259,7 @@ def plan(
         workers=workers,
         batch=batch,
         unit_rows=unit_rows,
+        allow_missing=allow_missing,
     )
     _print_forecast(request, json, timed=timing)
 
@@ -340,39 +347,109 @@ def relabel(
 
 @app.command()
 def datasets(
-    name: Annotated[str | None, typer.Argument(help="One dataset, to explain it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            autocompletion=dataset_names,
+            help="One dataset, or the path of a manifest, to explain it.",
+        ),
+    ] = None,
+    store: RootOption = Path("features"),
     json: JsonOption = False,
 ) -> None:
-    """List the datasets that are known by name, or explain one."""
+    """List the datasets that are known by name, or explain one.
+
+    Where to get it, its licence, what its folder must look like, its tasks, and which stores of it
+    there are.
+
+    Examples:
+        dinocache datasets
+        dinocache datasets nih14
+    """
+    from dinocache.catalogue import dataset_facts, print_dataset, print_datasets
     from dinocache.manifest import load_manifest, shipped_manifests
 
-    shipped = {key: load_manifest(path) for key, path in shipped_manifests().items()}
+    shipped = shipped_manifests()
     if name is None:
+        facts = [dataset_facts(load_manifest(path), store) for path in shipped.values()]
         if json:
-            echo_json({key: {"title": m.title, "licence": m.licence} for key, m in shipped.items()})
+            echo_json(facts)
         else:
-            _print_rows([(key, f"{m.title}; {m.licence}") for key, m in shipped.items()])
+            print_datasets(facts)
         return
-    if name not in shipped:
-        raise RequestError(f"there is no dataset {name!r}; there are {', '.join(shipped)}")
-    manifest = shipped[name]
+    if name not in shipped and not name.endswith((".yaml", ".yml")):
+        near = get_close_matches(name, shipped, n=3, cutoff=0.5) or list(shipped)
+        raise RequestError(f"there is no dataset {name!r}; did you mean {', '.join(near)}?")
+    manifest = load_manifest(shipped.get(name, Path(name)))
     if json:
-        echo_json(manifest.model_dump(mode="json"))
-        return
-    extraction = manifest.extract
-    _print_rows(
-        [
-            ("name", manifest.name),
-            ("title", manifest.title),
-            ("licence", manifest.licence),
-            ("citation", manifest.citation),
-            ("home", manifest.home),
-            ("to obtain", manifest.obtain),
-            ("expected", ", ".join(f"{n} {what}" for what, n in manifest.expect.items())),
-            ("features", ", ".join(extraction.features)),
-            ("resolution", ", ".join(str(r) for r in extraction.resolutions)),
-        ]
-    )
+        echo_json(dataset_facts(manifest, store))
+    else:
+        print_dataset(dataset_facts(manifest, store), manifest)
+
+
+@app.command()
+def index(
+    dataset: DatasetArgument,
+    data: DataOption = None,
+    name: NameOption = None,
+    allow_missing: Annotated[
+        bool, typer.Option(help="End with 0 although files are missing, or counts differ.")
+    ] = False,
+    opened: Annotated[
+        bool, typer.Option("--open", help="Read the header of every item, too.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Hold a download against its manifest: what is missing, and who is on which side of a split.
+
+    No file is opened but the dataset's own tables, unless --open is given. Ends with 0 if all is as
+    the official release has it, 1 if not, 2 if it is no such dataset at all.
+
+    Examples:
+        dinocache index nih14 --data /data/nih14
+        dinocache index ours.yaml --data scans --open
+    """
+    from dinocache.catalogue import print_index
+    from dinocache.index import index_dataset
+    from dinocache.progress import make_progress
+
+    quiet_libraries()
+    found = index_dataset(dataset, data=data, name=name, opened=opened, progress=make_progress())
+    if json:
+        echo_json(found.to_json())
+    else:
+        print_index(found)
+        if not found.is_whole and not allow_missing:
+            print("dinocache extract --allow-missing takes what is there")
+    if not found.is_whole and not allow_missing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder with images or volumes.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The manifest to write. Default: NAME.yaml here.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the dataset. Default: the folder's.")] = None,
+    force: Annotated[bool, typer.Option(help="Write over a manifest that is there.")] = False,
+) -> None:
+    """Look into a folder and write a first manifest for it.
+
+    Known are imagesTr and labelsTr with NIfTI pairs; a table (.csv, .tsv, .xlsx) one of whose
+    columns names the files; and a folder a class, below train, val and test where there are these.
+
+    Examples:
+        dinocache init /data/ours
+        dinocache init scans --name lung --out lung.yaml
+    """
+    from dinocache.starter import write_first_manifest
+
+    started = write_first_manifest(folder, out=out, name=name, force=force)
+    print(f"{started.path}: {started.found}")
+    for line in started.unsure:
+        print(f"  look at: {line}")
+    print(f"next: dinocache index {started.path} --data {folder}")
 
 
 @app.command()

@@ -251,7 +251,7 @@ def _whole(source: Source) -> str:
 
 def _listed(source: Source, item_id: str) -> list[str]:
     """List the paths of an item: of its channels, its mask and its crop mask."""
-    others = (source.masks.get(item_id), source.crop_masks.get(item_id))
+    others = (*source.masks.get(item_id, ()), source.crop_masks.get(item_id))
     return [*source.paths[item_id], *(path for path in others if path)]
 
 

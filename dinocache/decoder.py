@@ -113,6 +113,7 @@ def _done(order: Order, reader: Reader[Any]) -> tuple[Answer, _Memory | None]:
         ItemFiles(
             path=Path(one.path),
             mask=Path(one.mask) if one.mask else None,
+            class_masks=tuple(Path(path) if path else None for path in one.class_masks),
             centre=Path(one.centre) if one.centre else None,
         )
         for one in order.files

@@ -53,6 +53,7 @@ class Files(BaseModel):
 
     path: str
     mask: str | None
+    class_masks: list[str | None]
     centre: str | None
 
 
@@ -343,6 +344,7 @@ def _order(
             Files(
                 path=str(one.path),
                 mask=str(one.mask) if one.mask else None,
+                class_masks=[str(path) if path else None for path in one.class_masks],
                 centre=str(one.centre) if one.centre else None,
             )
             for one in files

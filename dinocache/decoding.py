@@ -281,7 +281,8 @@ class Decoding:
                         _check_mask(mask, item.n_rows, pixels[0])
                         mask = mask[:, offset : offset + n_rows]
                     except ItemError as exc:
-                        mask_reason = f"mask {self.source.masks[shared.item_id]}: {exc}"
+                        named = next((p for p in self.source.masks[shared.item_id] if p), "")
+                        mask_reason = f"mask {named}: {exc}"
                 asked = COORD in kinds
                 return Head(
                     item=item,

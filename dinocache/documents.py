@@ -11,7 +11,7 @@ import google_crc32c
 
 from dinocache.errors import StoreDamagedError
 
-__all__ = ["Body", "canonical", "checksum", "decode", "encode", "read"]
+__all__ = ["Body", "canonical", "checksum", "content_of", "decode", "encode", "read"]
 
 Body = dict[str, Any]
 MAX_BYTES = 1 << 30  # a plan of ten million items; nothing larger is ours
@@ -86,4 +86,13 @@ def read(path: Path, name: str) -> Body:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise StoreDamagedError(f"{name} has {size} bytes; no document of a store is that large")
-    return decode(path.read_bytes(), name)
+    return decode(content_of(path), name)
+
+
+def content_of(path: Path) -> bytes:
+    """Read a file; an OSError names it also where the system's own does not."""
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        exc.filename = exc.filename or str(path)
+        raise

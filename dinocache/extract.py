@@ -12,12 +12,12 @@ import pandas as pd
 
 from dinocache.changes import changed_sources
 from dinocache.closing import close_segment
+from dinocache.dataset import find_dataset
 from dinocache.decoding import UnitWork
 from dinocache.errors import RecipeMismatchError, StoppedError, TableError
 from dinocache.items import same_labels
 from dinocache.job import Job, Supervision, made_by
 from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, is_vector_kind
-from dinocache.manifest import find_dataset
 from dinocache.plan import make_segment
 from dinocache.progress import Progress, QuietProgress, human_bytes
 from dinocache.request import ExtractRequest

@@ -2,9 +2,10 @@
 
 Columns that mean something to the project: `item_id` (unique), `path` (relative to the data
 folder), `group` (the patient: nothing of one group is ever on both sides of a split), and where
-there are any `split`, `mask` and `crop_mask` (a label map at whose centroid a volume is cropped).
+there are any `split`, `split.NAME` (further splits), `mask` (a label map) or `mask.NAME` (one a
+class, where classes overlap), and `crop_mask` (a label map at whose centroid a volume is cropped).
 `path.ct`, `path.pet` and the like, instead of `path`, name the files of an item's channels. Every
-other column is a target or a description.
+other column is a target or a description; a list has one value a row.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from dinocache.errors import RequestError, StoreDamagedError, TableError
@@ -23,6 +25,7 @@ __all__ = [
     "from_parquet",
     "is_reserved",
     "latest_number",
+    "mask_columns",
     "normalise",
     "parquet_name",
     "read_table",
@@ -31,6 +34,7 @@ __all__ = [
 ]
 
 _RESERVED = ("item_id", "path", "group", "split", "mask", "crop_mask")
+_SPLIT, _CLASS_MASK = "split.", "mask."
 _CHANNEL = re.compile(r"path\.((?!l\d\d$)[a-z0-9_]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FILE = re.compile(r"items-(\d{4})-([0-9a-f]{16})\.parquet")
@@ -62,7 +66,16 @@ def check_name(name: str, option: str) -> str:
 
 def is_reserved(column: str) -> bool:
     """Tell whether a column has a meaning of its own, and is no target."""
-    return column in _RESERVED or _CHANNEL.fullmatch(column) is not None
+    return (
+        column in _RESERVED
+        or column.startswith((_SPLIT, _CLASS_MASK))
+        or _CHANNEL.fullmatch(column) is not None
+    )
+
+
+def mask_columns(table: pd.DataFrame) -> list[str]:
+    """Name the columns of label maps: `mask`, or `mask.NAME` for each class, in their order."""
+    return [c for c in table.columns if c == "mask" or c.startswith(_CLASS_MASK)]
 
 
 def channel_columns(table: pd.DataFrame) -> dict[str, str]:
@@ -154,7 +167,12 @@ def normalise(table: pd.DataFrame, data: Path, name: str) -> pd.DataFrame:
             f"{name}: item_id {table['item_id'][repeated].iloc[0]!r} stands in more than one row "
             f"({int(repeated.sum())} such rows); give each item its own"
         )
-    for column in [c for c in ("path", "mask", "crop_mask", *channels) if c in table]:
+    masks = mask_columns(table)
+    if "mask" in masks and len(masks) > 1:
+        raise TableError(
+            f"{name} has both 'mask' and {masks[-1]!r}; an item has one label map, or one a class"
+        )
+    for column in [c for c in ("path", "crop_mask", *masks, *channels) if c in table]:
         table[column] = _relative(table[column].astype("string"), data, name, column)
     first = ["item_id", "path", "group"]
     return table[first + [c for c in table.columns if c not in first]]
@@ -203,10 +221,18 @@ def same_labels(ours: pd.DataFrame, theirs: pd.DataFrame) -> bool:
     if set(ours.columns) != set(theirs.columns):
         return False
     left, right = (
-        from_parquet(to_parquet(t.set_index("item_id").sort_index().reset_index()), "")
+        _plain(from_parquet(to_parquet(t.set_index("item_id").sort_index().reset_index()), ""))
         for t in (ours, theirs)
     )
     return left.equals(right[list(left.columns)])
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """Make text of lists, which pandas cannot compare."""
+    lists = [c for c in table.columns if table[c].map(lambda v: isinstance(v, np.ndarray)).any()]
+    return table.assign(
+        **{c: table[c].map(lambda v: None if v is None else str(list(v))) for c in lists}
+    )
 
 
 def to_parquet(table: pd.DataFrame) -> bytes:

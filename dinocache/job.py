@@ -18,6 +18,7 @@ import pandas as pd
 from dinocache import __version__
 from dinocache.cost import default_batch
 from dinocache.counting import count_items, stamp_items
+from dinocache.dataset import Dataset, find_dataset
 from dinocache.decoders import CAN_HAND_OVER, Decoders
 from dinocache.decoding import UnitWork
 from dinocache.devices import can_compile, choose_device, device_memory, has_bf16
@@ -29,10 +30,9 @@ from dinocache.errors import (
     StoreWriteError,
     WeightsError,
 )
-from dinocache.items import channel_columns, check_name, same_labels
+from dinocache.items import channel_columns, check_name, mask_columns, same_labels
 from dinocache.layout import COORD, FORMAT, HEADER, check_kinds
 from dinocache.libraries import find_encoder
-from dinocache.manifest import Dataset, find_dataset
 from dinocache.pace import usable_cores
 from dinocache.plan import Grid, make_grid
 from dinocache.progress import Progress
@@ -116,7 +116,14 @@ class Job:
     def __post_init__(self) -> None:
         request = self.request
         self.spec = find_encoder(request.model)
-        self.dataset = find_dataset(request.dataset, data=request.data, name=request.name)
+        self.dataset = find_dataset(
+            request.dataset,
+            data=request.data,
+            name=request.name,
+            allow_missing=request.allow_missing,
+        )
+        if self.dataset.missing:
+            self.progress.note(f"note: {self.dataset.notes[0]}; they are left out")
         defaults = self.dataset.extract
         listed = [parse_resolution(r) for r in defaults.resolutions]
         native = (self.spec.native_px, self.spec.native_px)
@@ -143,7 +150,7 @@ class Job:
                 f"--arithmetic uint8 is for 8-bit images over their full range, not for the window "
                 f"{modes.pop()}; leave one of the two out"
             )
-        if "mask" in self.features and "mask" not in self.dataset.table:
+        if "mask" in self.features and not mask_columns(self.dataset.table):
             raise RequestError(
                 f"--features mask: the items of {self.dataset.name} have no column 'mask'; "
                 "add one with the path of each item's mask"

@@ -210,6 +210,12 @@ CompiledOption = Annotated[
 AppendOption = Annotated[
     bool, typer.Option(help="Add this table's new items to the store of another table.")
 ]
+AllowMissingOption = Annotated[
+    bool,
+    typer.Option(
+        help="Go on where files of the download are missing, or counts are not the official ones."
+    ),
+]
 RetryFailedOption = Annotated[bool, typer.Option(help="Try items again that failed before.")]
 RetryChangedOption = Annotated[
     bool,

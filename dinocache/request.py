@@ -66,6 +66,7 @@ class ExtractRequest:
     unit_rows: int | None = None
     workers: int | None = None
     append: bool = False
+    allow_missing: bool = False
     retry_failed: bool = False
     retry_changed: bool = False
     max_failures: int | None = None

@@ -11,7 +11,7 @@ import pandas as pd
 from dinocache.decoders import Decoders
 from dinocache.errors import ItemError
 from dinocache.intensity import Window, item_windows
-from dinocache.items import channel_columns
+from dinocache.items import channel_columns, mask_columns
 from dinocache.readers import ItemFiles, OpenItem, Reader, guarded
 from dinocache.readers.channels import open_channels
 from dinocache.recipe import WindowRecipe
@@ -36,7 +36,8 @@ class Source:
         data: The data folder.
         reader: Opens the items.
         paths: Item id -> paths relative to the data folder, one a channel.
-        masks: Item id -> path of its mask; items without one are not in it.
+        masks: Item id -> paths of its masks, one, or one a class, "" where it has none of that
+            class; items without any are not in it.
         crop_masks: Item id -> path of the label map at whose centroid it is cropped.
         killers: Item id -> why it is not to be touched: reading it has ended a process.
         watch: Held while a reader is at work on an item.
@@ -46,7 +47,7 @@ class Source:
     data: Path
     reader: Reader[Any]
     paths: Mapping[str, tuple[str, ...]]
-    masks: Mapping[str, str]
+    masks: Mapping[str, tuple[str, ...]]
     crop_masks: Mapping[str, str]
     killers: Mapping[str, str] = field(default_factory=dict)
     watch: Watch = _nobody
@@ -71,7 +72,7 @@ class Source:
             data=data,
             reader=reader,
             paths=dict(zip(ids, paths, strict=True)),
-            masks=_present(table, "mask"),
+            masks=_masks(table),
             crop_masks=_present(table, "crop_mask"),
             killers=killers or {},
             watch=watch,
@@ -80,11 +81,13 @@ class Source:
 
     def files(self, item_id: str) -> list[ItemFiles]:
         """Name an item's files, one a channel; the masks stand with each, as each is cropped."""
-        mask, centre = self.masks.get(item_id), self.crop_masks.get(item_id)
+        masks = [self.data / p if p else None for p in self.masks.get(item_id, ())]
+        centre = self.crop_masks.get(item_id)
         return [
             ItemFiles(
                 path=self.data / path,
-                mask=self.data / mask if mask else None,
+                mask=masks[0] if len(masks) == 1 else None,
+                class_masks=tuple(masks) if len(masks) > 1 else (),
                 centre=self.data / centre if centre else None,
             )
             for path in self.paths[item_id]
@@ -145,6 +148,17 @@ class Source:
     def failure(self, item_id: str, reason: str) -> Failure:
         """Make the entry of the failure ledger."""
         return Failure(reason=reason, reader=self.reader.name, path=self.paths[item_id][0])
+
+
+def _masks(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    columns = mask_columns(table)
+    if not columns:
+        return {}
+    # Of masks by class, an item without any has none of the classes.
+    listed = table[["item_id", *columns]]
+    listed = listed.dropna() if columns == ["mask"] else listed.fillna("")
+    paths = zip(*(listed[column].astype(str) for column in columns), strict=True)
+    return dict(zip(listed["item_id"].astype(str), paths, strict=True))
 
 
 def _present(table: pd.DataFrame, column: str) -> dict[str, str]:

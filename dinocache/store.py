@@ -411,7 +411,7 @@ class FeatureStore:
         name = f"{FEATURES}/{kind}/zarr.json"
         layout = array_layout(kind, self.header.recipe, self.header.grid)
         try:
-            content = (self.path / name).read_bytes()
+            content = documents.content_of(self.path / name)
             length = json.loads(content)["shape"][0]
             whole = type(length) is int and content == array_document(layout, length)
         except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -440,7 +440,7 @@ class FeatureStore:
                 )
             # Chunks carry checksums of their own; their description does not.
             described = name.endswith("/zarr.json")
-            if described and documents.checksum(path.read_bytes()) != stored.crc32c:
+            if described and documents.checksum(documents.content_of(path)) != stored.crc32c:
                 raise StoreDamagedError(f"{name} is damaged: its checksum does not match")
         self._checked.add((unit, kind + within))
 
@@ -476,7 +476,7 @@ class FeatureStore:
         return name, self._once(name, self._read_table)
 
     def _read_table(self, name: str) -> pd.DataFrame:
-        return from_parquet((self.path / name).read_bytes(), name)
+        return from_parquet(documents.content_of(self.path / name), name)
 
     def _read_sealed(self) -> dict[str, Any]:
         path = self.path / SEALED

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,14 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
         logging.getLogger(__name__).debug("the command failed", exc_info=True)
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as exc:
+        logging.getLogger(__name__).debug("the command failed", exc_info=True)
+        what = exc.filename or "a file"
+        print(f"error: cannot use {what}: {exc.strerror or exc}; put that right", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as exc:
         if (exc.name or "").split(".")[0] not in _OF_EXTRACTION:
             raise

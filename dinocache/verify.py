@@ -186,10 +186,27 @@ def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]
         if stored == sealed[name]:
             what = f"says complete, but {SEALED} or a record is missing"
             found.damages.append(Damage(file=name, what=what))
+        elif stored in _earlier(store, name):
+            found.complete = False  # items were appended, and nothing of them is committed yet
         elif stored != content:
             found.damages.append(Damage(file=name, what="not what the plan and the recipe say"))
         elif sealed[name] != content:
             found.complete = False  # all is committed, but the run was stopped before it said so
+
+
+def _earlier(store: FeatureStore, name: str) -> list[bytes]:
+    """Give what a document held before segments of which nothing relies on it yet."""
+    kind = name.split("/")[1].removeprefix(ITEM_PREFIX)
+    relied = [
+        w.segment.number
+        for w in store.work()
+        if kind == w.kind.removeprefix(ITEM_PREFIX) and store.is_committed(w.unit, w.kind)
+    ]
+    before = range(max(relied, default=0), len(store.segments))
+    return [
+        expected_documents(store, store.kinds, complete=False, segments=store.segments[:n])[name]
+        for n in before
+    ]
 
 
 def _look_for_others(store: FeatureStore, found: Soundness, known: set[str]) -> None:

@@ -6,14 +6,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dinocache.manifest import find_task, load_manifest, shipped_manifests
 from dinocache.recipe import model_folder
 from dinocache.terminal import echo_json, run
 
 if TYPE_CHECKING:
     from probes.fit import FitRequest
+    from probes.heads import Setting
     from probes.runs import Result
 
 __all__ = ["app", "main"]
+
+
+def task_names(start: str) -> list[str]:
+    """Complete DATASET/TASK: first the dataset, then the task."""
+    dataset, slash, task = start.partition("/")
+    shipped = shipped_manifests()
+    if not slash:
+        return [f"{name}/" for name in shipped if name.startswith(dataset)]
+    if dataset not in shipped:
+        return []
+    known = load_manifest(shipped[dataset]).tasks
+    return [f"{dataset}/{name}" for name in known if name.startswith(task)]
+
 
 app = typer.Typer(
     help="Light heads on cached features: fit, judge, report. Needs no GPU and no image.",
@@ -30,20 +45,34 @@ def _common() -> None:
 
 @app.command()
 def fit(
-    store: Annotated[Path, typer.Argument(help="Folder of a store.")],
-    target: Annotated[
+    what: Annotated[
         str,
-        typer.Option(
-            help="Column of the item table; several with commas are multilabel, each of 0 and 1."
+        typer.Argument(
+            autocompletion=task_names,
+            metavar="DATASET/TASK|STORE",
+            help="A task, as `probe tasks` lists them; or the folder of a store, with --target.",
         ),
     ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a store: column of the item table; several with commas are multilabel, each "
+            "of 0 and 1."
+        ),
+    ] = None,
+    store: Annotated[Path, typer.Option(help="Of a task: root of the stores.")] = Path("features"),
+    model: Annotated[str, typer.Option(help="Of a task: the encoder.")] = "dinov3-s",
+    resolution: Annotated[
+        str | None, typer.Option(help="Of a task: 512, or 512x640. Default: the only store's.")
+    ] = None,
+    variant: Annotated[str, typer.Option(help="Of a task: of the store.")] = "",
     head: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="linear (BCE one-vs-rest, AdamW lr 0.005, batch 1024, 50 epochs) "
-            "or knn (cosine, k=20)."
+            "or knn (cosine, k=20). Default: the task's, else linear."
         ),
-    ] = "linear",
+    ] = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -61,13 +90,21 @@ def fit(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Column with train, val, test. Default: `split` where there is one."),
+        typer.Option(
+            help="Of a store: column with train, val, test, or numbers of folds. Default: `split` "
+            "where there is one."
+        ),
     ] = None,
     folds: Annotated[
         int | None,
         typer.Option(min=2, help="Cross-validation by group instead. Default without a split: 5."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Fit this many times, seeds 0, 1, ...")] = 1,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Fit this many times, seeds 0, 1, ... Default: the task's, else 1."
+        ),
+    ] = None,
     drop_missing: Annotated[
         bool, typer.Option(help="Leave out items that have no value of the target.")
     ] = False,
@@ -77,7 +114,8 @@ def fit(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder. Default: runs/<dataset>/<target>/<model>-<res>-<kinds>-<head>."
+            help="Run folder. Default: "
+            "runs/<dataset>/<task or target>/<model>-<res>-<kinds>-<head>."
         ),
     ] = None,
     json: Annotated[
@@ -89,33 +127,46 @@ def fit(
     Intervals are 95%, by bootstrap over groups (patients). No patient is ever on both sides.
 
     Examples:
+        probe fit nih14/findings --model dinov3-b --resolution 512
         probe fit features/demo/dinov3-s/256 --target projection --positive pa
         probe fit features/nih14/dinov3-b/512 --target Effusion,Edema --head knn --set k=50
     """
     from dinocache.errors import RequestError
     from probes.fit import FitRequest
     from probes.fit import fit as run_fit
-    from probes.heads import HEADS, parse_settings
+    from probes.tasks import store_of, task_request
 
-    if head not in HEADS:
-        raise RequestError(f"--head {head!r}: choose from {', '.join(HEADS)}")
-    try:
-        settings = parse_settings(head, set_ or [])
-    except ValueError as exc:
-        raise RequestError(f"--set: {exc}") from exc
-    request = FitRequest(
-        store=store,
-        targets=_parts(target),
-        head=head,
-        features=None if features is None else _parts(features),
-        settings=settings,
-        positive=positive,
-        split=split,
-        folds=folds,
-        seeds=seeds,
-        drop_missing=drop_missing,
-        replicates=replicates,
-    )
+    kinds = None if features is None else _parts(features)
+    if target is None and not Path(what).is_dir():
+        if positive or split or folds:
+            raise RequestError("a task says itself what --positive, --split and --folds would")
+        manifest, _, task = find_task(what)
+        place = store_of(store, manifest.name, model=model, resolution=resolution, variant=variant)
+        request = task_request(
+            what,
+            place,
+            head=head,
+            features=kinds,
+            settings=_settings(head or task.head, set_) if set_ else {},
+            seeds=seeds,
+            replicates=replicates,
+        )
+    elif target is None:
+        raise RequestError(f"{what} is a folder: say what is to be told with --target COLUMN")
+    else:
+        request = FitRequest(
+            store=Path(what),
+            targets=_parts(target),
+            head=head or "linear",
+            features=kinds,
+            settings=_settings(head or "linear", set_),
+            positive=positive,
+            split=split,
+            folds=folds,
+            seeds=seeds or 1,
+            drop_missing=drop_missing,
+            replicates=replicates,
+        )
     fitted = run_fit(request)
     folder = out or _default_folder(request, fitted.result)
     fitted.result.write(folder, fitted.predictions, fitted.arrays)
@@ -124,6 +175,43 @@ def fit(
     else:
         _print_result(fitted.result)
         print(f"run: {folder}")
+
+
+@app.command()
+def tasks(
+    dataset: Annotated[
+        str | None, typer.Argument(help="One dataset, or the path of a manifest.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+) -> None:
+    """List the tasks that `probe fit` takes by name, and the tables of the paper they answer to."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from probes.heads import HEADS
+    from probes.tasks import list_tasks
+
+    listed = list_tasks(dataset)
+    if json:
+        echo_json(listed)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for title in ("task", "kind", "head", "paper", "title"):
+        table.add_column(title, no_wrap=title != "title", overflow="fold")
+    for task in listed:
+        numbers = sorted({published["table"] for published in task["paper"]})
+        table.add_row(
+            task["task"],
+            task["kind"],
+            task["head"] + ("" if task["head"] in HEADS else " *"),
+            f"Table {', '.join(map(str, numbers))}" if numbers else "",
+            task["title"],
+        )
+    Console(highlight=False).print(table)
+    if any(task["head"] not in HEADS for task in listed):
+        print(
+            f"\n* a head that is to come; --head takes {', '.join(HEADS)} where a task classifies"
+        )
 
 
 @app.command()
@@ -155,6 +243,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(app, "probe", arguments)
 
 
+def _settings(head: str, texts: Sequence[str] | None) -> "dict[str, Setting]":
+    from dinocache.errors import RequestError
+    from probes.heads import HEADS, parse_settings
+
+    if head not in HEADS:
+        raise RequestError(f"--head {head!r}: choose from {', '.join(HEADS)}")
+    try:
+        return parse_settings(head, texts or [])
+    except ValueError as exc:
+        raise RequestError(f"--set: {exc}") from exc
+
+
 def _parts(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -165,6 +265,8 @@ def _default_folder(request: "FitRequest", result: "Result") -> Path:
     target = "+".join(
         "".join(c if c.isalnum() or c in "._-" else "_" for c in t) for t in request.targets
     )
+    if request.task:
+        target = request.task.rpartition("/")[2]
     name = (
         f"{model_folder(store.model)}-{store.resolution}{variant}-{'+'.join(result.features)}-"
         f"{result.head.name}"

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dinocache.errors import StoreIncompleteError
+from dinocache.errors import ProbeError, StoreIncompleteError
 from dinocache.layout import VECTOR_KINDS, is_vector_kind
 from dinocache.recipe import resolution_name
 from dinocache.store import FeatureStore
@@ -20,6 +21,7 @@ __all__ = [
     "first_dense_item",
     "is_vector",
     "load_item_features",
+    "load_row_features",
     "store_facts",
 ]
 
@@ -63,12 +65,7 @@ def load_item_features(path: Path, kinds: Sequence[str] | None) -> ItemFeatures:
         StoreError: If the store is missing, incomplete or damaged.
     """
     store = FeatureStore(path)
-    if kinds is None:
-        of_encoder = store.header.recipe.encoder.vectors
-        channels = store.header.recipe.channels
-        suffixes = [f".{c}" for c in channels.names] if channels.mode == "passes" else [""]
-        named = ([f"{k}{suffix}" for suffix in suffixes] for k in of_encoder)
-        kinds = next((n for n in named if set(n) <= set(store.kinds)), ["cls"])
+    kinds = kinds or _usual_kinds(store)
     read = [store.item_vectors(kind) for kind in kinds]
     common = set[str].intersection(*(set(ids) for ids, _ in read))
     blocks = [block[[i in common for i in ids]] for ids, block in read]
@@ -80,6 +77,60 @@ def load_item_features(path: Path, kinds: Sequence[str] | None) -> ItemFeatures:
         failed={f.item_id: f.failure.reason for f in store.failures() if f.item_id not in common},
         store=_facts(store),
     )
+
+
+def load_row_features(
+    path: Path, kinds: Sequence[str] | None, targets: Sequence[str]
+) -> ItemFeatures:
+    """Read one vector a row from a store, with the row's own targets.
+
+    Args:
+        path: The store's folder.
+        kinds: As for `load_item_features`.
+        targets: Columns that hold a list, one value a row of the item. Where list and rows differ
+            in length, what is over of the longer is left out.
+
+    Returns:
+        Features and labels; `item_id` of a row is the item's, `#` and the row.
+
+    Raises:
+        StoreError: If the store is missing, incomplete or damaged.
+        ProbeError: If a target is not there, or holds no list.
+    """
+    store = FeatureStore(path)
+    kinds = kinds or _usual_kinds(store)
+    failed = {f.item_id: f.failure.reason for f in store.failures()}
+    items = store.items[~store.items["item_id"].isin(list(failed))]
+    blocks, tables = [], []
+    for _, item in items.iterrows():
+        lists: list[Any] = [item.get(target) for target in targets]
+        if not all(isinstance(values, np.ndarray | list) for values in lists):
+            raise ProbeError(
+                f"item {item['item_id']!r}: {', '.join(targets)} must hold a list, one value a row"
+            )
+        rows = np.concatenate([store.rows(kind, str(item["item_id"])) for kind in kinds], axis=1)
+        count = min(len(rows), *(len(values) for values in lists))
+        blocks.append(rows[:count].astype(np.float32))
+        table = pd.DataFrame([item.drop(list(targets))] * count).reset_index(drop=True)
+        table["item_id"] = [f"{item['item_id']}#{row}" for row in range(count)]
+        for target, values in zip(targets, lists, strict=True):
+            table[target] = list(values[:count])
+        tables.append(table)
+    return ItemFeatures(
+        kinds=tuple(kinds),
+        x=np.concatenate(blocks),
+        items=pd.concat(tables, ignore_index=True),
+        failed=failed,
+        store=_facts(store),
+    )
+
+
+def _usual_kinds(store: FeatureStore) -> list[str]:
+    of_encoder = store.header.recipe.encoder.vectors
+    channels = store.header.recipe.channels
+    suffixes = [f".{c}" for c in channels.names] if channels.mode == "passes" else [""]
+    named = ([f"{k}{suffix}" for suffix in suffixes] for k in of_encoder)
+    return next((n for n in named if set(n) <= set(store.kinds)), ["cls"])
 
 
 def first_dense_item(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32]]:

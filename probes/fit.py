@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,24 @@ import pandas as pd
 
 from dinocache import __version__
 from dinocache.errors import ProbeError, RequestError
-from probes.features import VECTORS, ItemFeatures, is_vector, load_item_features
+from probes.features import (
+    VECTORS,
+    ItemFeatures,
+    is_vector,
+    load_item_features,
+    load_row_features,
+)
 from probes.heads import HEADS, Head, Setting, make_head
 from probes.heads.knn import KnnHead
 from probes.metrics.classification import METRICS, Metric, evaluate
 from probes.runs import Estimate, HeadFacts, Result, SplitFacts, TaskFacts
-from probes.splits import Split, check_no_leakage, split_by_column, stratified_group_folds
+from probes.splits import (
+    Split,
+    check_no_leakage,
+    hold_out,
+    splits_by_column,
+    stratified_group_folds,
+)
 from probes.stats import group_bootstrap_weights, interval
 from probes.targets import Targets, read_targets
 
@@ -31,16 +43,36 @@ CURVE_KS = (1, 5, 10, 20, 50, 100, 200)
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """What a person asks of `probe fit`."""
+    """What a person asks of `probe fit`.
+
+    Attributes:
+        store: Its folder.
+        targets: Columns.
+        task: DATASET/TASK that this is, if it is one.
+        of: Whether items have targets, or each of their rows, whose columns then hold lists.
+        head: Of `HEADS`.
+        features: Kinds; None takes the publisher's vector.
+        settings: Of the head.
+        positive: The value of a binary target that counts.
+        split: Column with sides, or numbers of folds.
+        folds: Drawn here, instead.
+        validation: Share of a fold's training groups that does not train.
+        seeds: How often it is fitted.
+        drop_missing: Whether items without a target are left out.
+        replicates: Of the bootstrap.
+    """
 
     store: Path
     targets: tuple[str, ...]
+    task: str | None = None
+    of: Literal["item", "row"] = "item"
     head: str = "linear"
     features: tuple[str, ...] | None = None
     settings: Mapping[str, Setting] | None = None
     positive: str | None = None
     split: str | None = None
     folds: int | None = None
+    validation: float | None = None
     seeds: int = 1
     drop_missing: bool = False
     replicates: int = 1000
@@ -78,7 +110,10 @@ def fit(request: FitRequest) -> Fit:
         RequestError: If the request itself cannot be.
     """
     _check_request(request)
-    loaded = load_item_features(request.store, request.features)
+    if request.of == "row":
+        loaded = load_row_features(request.store, request.features, request.targets)
+    else:
+        loaded = load_item_features(request.store, request.features)
     targets = read_targets(loaded.items, request.targets, positive=request.positive)
     kept, left_out = _keep(loaded, targets, request)
     groups = loaded.items["group"].to_numpy(dtype=np.str_)[kept]
@@ -100,7 +135,13 @@ def fit(request: FitRequest) -> Fit:
         # The layers below know arrays only; their messages say what was expected and what came.
         raise exc if isinstance(exc, ProbeError) else ProbeError(str(exc)) from exc
     result = Result(
-        task=TaskFacts(targets=request.targets, kind=targets.kind, classes=targets.classes),
+        task=TaskFacts(
+            name=request.task,
+            of=request.of,
+            targets=request.targets,
+            kind=targets.kind,
+            classes=targets.classes,
+        ),
         head=HeadFacts(name=request.head, settings=_make(request, seeds[0]).get_params()),
         features=loaded.kinds,
         store=loaded.store,
@@ -194,10 +235,23 @@ def _split(
 ) -> tuple[list[_Fold], SplitFacts]:
     column = _split_column(request, items)
     if column is not None:
-        split = split_by_column(items[column].to_numpy(dtype=object))
-        check_no_leakage(groups, split)
-        folds = [_Fold(train=np.flatnonzero(split.train), test=np.flatnonzero(split.test))]
-        sides = [next(s for s, mask in split.sides().items() if mask[i]) for i in range(len(items))]
+        splits = splits_by_column(items[column].to_numpy(dtype=object))
+        if request.validation is not None:
+            share, labels = request.validation, targets.strata[kept]
+            splits = [
+                split if split.val.any() else hold_out(split, labels, groups, share=share)
+                for split in splits
+            ]
+        for split in splits:
+            check_no_leakage(groups, split)
+        folds = [
+            _Fold(train=np.flatnonzero(split.train), test=np.flatnonzero(split.test))
+            for split in splits
+        ]
+        sides = [
+            "/".join(next(s for s, mask in split.sides().items() if mask[i]) for split in splits)
+            for i in range(len(items))
+        ]
     else:
         k = request.folds if request.folds is not None else DEFAULT_FOLDS
         numbers = stratified_group_folds(_strata(targets, kept, groups, k), groups, k=k)
@@ -213,7 +267,7 @@ def _split(
     return folds, SplitFacts(
         protocol="folds" if column is None else "column",
         column=column,
-        folds=len(folds) if column is None else None,
+        folds=len(folds) if column is None or len(folds) > 1 else None,
         digest=hashlib.sha256("".join(lines).encode()).hexdigest(),
         n_train=float(np.mean([len(fold.train) for fold in folds])),
         n_test=float(np.mean([len(fold.test) for fold in folds])),

@@ -33,8 +33,10 @@ class _Part(BaseModel):
 
 
 class TaskFacts(_Part):
-    """What was to be told from the features."""
+    """What was to be told from the features; `name` is DATASET/TASK where it has one."""
 
+    name: str | None = None
+    of: Literal["item", "row"] = "item"
     targets: tuple[str, ...]
     kind: Literal["binary", "multiclass", "multilabel"]
     classes: tuple[str, ...]
@@ -108,8 +110,9 @@ class Result(_Part):
         """One line that names the run."""
         store = self.store
         variant = f"-{store.variant}" if store.variant else ""
+        named = self.task.name or f"{store.dataset}/{'+'.join(self.task.targets)}"
         return (
-            f"{store.dataset}/{'+'.join(self.task.targets)}: {store.model} at "
+            f"{named}: {store.model} at "
             f"{store.resolution}{variant} ({store.weights}), {'+'.join(self.features)}, "
             f"{self.head.name}"
         )

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Split", "check_no_leakage", "split_by_column", "stratified_group_folds"]
+__all__ = [
+    "Split",
+    "check_no_leakage",
+    "hold_out",
+    "split_by_column",
+    "splits_by_column",
+    "stratified_group_folds",
+]
 
 _SPELLINGS = {
     "train": ("train", "training"),
@@ -74,6 +81,76 @@ def split_by_column(values: npt.ArrayLike) -> Split:
         )
     train, val, test = (np.isin(sides, spellings) for spellings in _SPELLINGS.values())
     return Split(train=train, val=val, test=test)
+
+
+def splits_by_column(values: npt.ArrayLike) -> list[Split]:
+    """Read a split that a dataset brings, or one by folds.
+
+    Args:
+        values: (n_items,) sides as for `split_by_column`; or numbers of folds, beside which some
+            items may have the side test.
+
+    Returns:
+        One split; or one a fold. Where there is a test side, each fold is for validation once and
+        the test side always tests, else each fold tests once.
+
+    Raises:
+        ValueError: If a value is neither, or there is one fold only.
+    """
+    texts = np.array([str(value).strip().lower() for value in np.asarray(values).tolist()])
+    names = sorted({t for t in texts.tolist() if t.isdecimal()}, key=int)
+    if not names:
+        return [split_by_column(values)]
+    tested = np.isin(texts, _SPELLINGS["test"])
+    if unknown := sorted(set(texts[~tested].tolist()) - set(names)):
+        raise ValueError(
+            f"a split column with folds holds their numbers, and test; got {_first(unknown)}"
+        )
+    if len(names) < 2:
+        raise ValueError(f"a split by folds needs at least 2, got fold {names[0]} only")
+    nobody = np.zeros_like(tested)
+    splits = []
+    for name in names:
+        fold = texts == name
+        others = ~fold & ~tested
+        if tested.any():
+            splits.append(Split(train=others, val=fold, test=tested))
+        else:
+            splits.append(Split(train=others, val=nobody, test=fold))
+    return splits
+
+
+def hold_out(
+    split: Split, labels: npt.ArrayLike, groups: npt.ArrayLike, *, share: float, seed: int = 0
+) -> Split:
+    """Keep a share of the training groups for validation, with about the same share of each label.
+
+    Args:
+        split: Without a validation side.
+        labels: (n_items,) one label for each item.
+        groups: (n_items,) the group of each item.
+        share: Of the training groups, between 0 and 1.
+        seed: Of the draw.
+
+    Returns:
+        The split with a validation side.
+
+    Raises:
+        ValueError: If there are too few groups.
+
+    References:
+        scikit-learn, ``train_test_split``.
+    """
+    from sklearn.model_selection import train_test_split
+
+    label_of_item, group_of_item = np.asarray(labels), np.asarray(groups)
+    names, first = np.unique(group_of_item[split.train], return_index=True)
+    strata = label_of_item[split.train][first]
+    kinds, counts = np.unique(strata, return_counts=True)
+    strata = np.where(np.isin(strata, kinds[counts < 2]), kinds[counts.argmax()], strata)
+    _, held = train_test_split(names, test_size=share, random_state=seed, stratify=strata)
+    val = split.train & np.isin(group_of_item, held)
+    return Split(train=split.train & ~val, val=val, test=split.test)
 
 
 def stratified_group_folds(

@@ -1,6 +1,8 @@
-"""Several files as the channels of one item: CT and PET, FLAIR and T2."""
+"""Several files as the channels of one item, CT and PET, or as the classes of its mask."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,11 @@ __all__ = ["open_channels"]
 
 
 def open_channels(reader: Reader[Any], files: Sequence[ItemFiles]) -> OpenItem:
-    """Open an item that may lie in several files, one a channel.
+    """Open an item that may lie in several files, one a channel, with a mask a class.
 
     Args:
         reader: Of all of them.
-        files: In order of channels; the mask stands with the first.
+        files: In order of channels; the masks stand with the first.
 
     Returns:
         The item on the grid of its first channel.
@@ -24,6 +26,11 @@ def open_channels(reader: Reader[Any], files: Sequence[ItemFiles]) -> OpenItem:
     Raises:
         ItemError: If one cannot be opened, or cannot be brought to the first one's grid.
     """
+    item = _open_channels(reader, files)
+    return _WithClassMasks(item, reader, files[0]) if files[0].class_masks else item
+
+
+def _open_channels(reader: Reader[Any], files: Sequence[ItemFiles]) -> OpenItem:
     first = reader.open(files[0])
     if len(files) == 1:
         return first
@@ -92,6 +99,61 @@ class _Channels(OpenItem):
     def close(self) -> None:
         for part in self._parts:
             part.close()
+
+
+class _WithClassMasks(OpenItem):
+    """An item whose mask has a channel a class, each of a file of its own: 1 where it is not 0."""
+
+    def __init__(self, item: OpenItem, reader: Reader[Any], files: ItemFiles) -> None:
+        self._item, self._reader, self._files = item, reader, files
+        self.n_rows = item.n_rows
+        self.geometry = item.geometry
+        self.value_range = item.value_range
+        self.file_window = item.file_window
+        self.notes = item.notes
+        self.nbytes = item.nbytes
+        self.one_at_a_time = item.one_at_a_time
+
+    @property
+    def parts(self) -> tuple[OpenItem, ...]:
+        own = self._item.parts
+        return own if len(own) > 1 else (self,)
+
+    def rows(self, start: int, stop: int) -> list[Pixels]:
+        return self._item.rows(start, stop)
+
+    def coords(self) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        return self._item.coords()
+
+    def mask(self) -> Labels:
+        classes = [self._class_mask(path) for path in self._files.class_masks if path is not None]
+        if not classes:
+            plane = self._item.rows(0, 1)[0].shape[1:]
+            return np.zeros((len(self._files.class_masks), self.n_rows, *plane), np.uint8)
+        shapes = {found.shape for found in classes}
+        if len(shapes) > 1 or len(classes[0]) != 1:
+            raise ItemError(
+                f"the masks of its classes differ in shape, or have several channels: "
+                f"{', '.join(str(shape) for shape in sorted(shapes))}"
+            )
+        whole = np.zeros((len(self._files.class_masks), *classes[0].shape[1:]), np.uint8)
+        present = [i for i, path in enumerate(self._files.class_masks) if path is not None]
+        for index, found in zip(present, classes, strict=True):
+            whole[index] = found[0] != 0
+        return whole
+
+    def _class_mask(self, path: Path) -> Labels:
+        try:
+            with self._reader.open(replace(self._files, mask=path, class_masks=())) as item:
+                return item.mask()
+        except ItemError as exc:
+            raise ItemError(f"{path.name}: {exc}") from exc
+
+    def thumbnail(self) -> "np.ndarray[Any, np.dtype[np.uint8]] | None":
+        return self._item.thumbnail()
+
+    def close(self) -> None:
+        self._item.close()
 
 
 def _size(row: Pixels) -> str:

@@ -90,11 +90,14 @@ class ItemFiles:
     Attributes:
         path: Its file, or its folder.
         mask: Its label map, if there is one.
+        class_masks: In place of it one a class, where classes may overlap; None where the item has
+            none of that class. Seen to by `dinocache.readers.channels`, not by readers.
         centre: A label map whose centroid is the centre of a crop; by default `mask`.
     """
 
     path: Path
     mask: Path | None = None
+    class_masks: tuple[Path | None, ...] = ()
     centre: Path | None = None
 
 

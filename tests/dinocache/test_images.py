@@ -8,9 +8,9 @@ import torch
 from making import RowsItem
 from PIL import Image
 
+from dinocache.dataset import find_dataset
 from dinocache.encoders import encoder_spec
 from dinocache.intensity import item_windows
-from dinocache.manifest import find_dataset
 from dinocache.readers import ItemFiles, make_reader
 from dinocache.recipe import InputRecipe
 from dinocache.transforms import Preprocess

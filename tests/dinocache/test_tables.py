@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from dinocache import documents
+from dinocache.dataset import find_dataset
 from dinocache.errors import RequestError, StoreDamagedError, TableError
 from dinocache.items import from_parquet, parquet_name, read_table, same_labels, to_parquet
-from dinocache.manifest import find_dataset
 
 
 def write(folder: Path, text: str, name: str = "t.csv") -> Path:
@@ -73,7 +73,9 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
         read_table(write(tmp_path, "path\n", "t.xlsx"), tmp_path)
     with pytest.raises(RequestError, match="there is no table"):
         read_table(tmp_path / "none.csv", tmp_path)
-    with pytest.raises(RequestError, match=r"'moon' is neither a shipped dataset \(demo\)"):
+    with pytest.raises(
+        RequestError, match=r"'moon' is neither a shipped dataset \(`dinocache datasets`"
+    ):
         find_dataset("moon")
 
 

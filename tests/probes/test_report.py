@@ -88,7 +88,7 @@ def write_run(folder: Path, value: float | None = 0.25, **changes: object) -> No
         "seeds": (0,),
     } | changes
     Result(
-        task=TaskFacts.model_validate({k: facts[k] for k in TaskFacts.model_fields}),
+        task=TaskFacts.model_validate({k: facts[k] for k in ("targets", "kind", "classes")}),
         head=HeadFacts.model_validate({"name": "knn", "settings": facts["settings"]}),
         features=facts["features"],
         store=StoreOrigin.model_validate({k: facts[k] for k in StoreOrigin.model_fields}),

@@ -1,0 +1,170 @@
+"""Every shipped manifest over a tiny copy of its official download: index, then extract."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from miniature import miniature, miniatures
+
+from dinocache.dataset import Dataset, find_dataset
+from dinocache.errors import RequestError, TableError
+from dinocache.extract import Outcome, extract
+from dinocache.items import is_reserved, mask_columns
+from dinocache.manifest import Folds, load_manifest, load_published, shipped_manifests, split_column
+from dinocache.request import ExtractRequest
+from dinocache.splits import side_of
+from dinocache.store import FeatureStore
+from probes.fit import fit
+from probes.heads import HEADS
+from probes.tasks import task_request
+
+
+@pytest.fixture(scope="module", params=miniatures())
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def data(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(name) / "it's a copy"
+    folder.mkdir()
+    miniature(name).make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(name: str, data: Path) -> Dataset:
+    return find_dataset(name, data=data, allow_missing=True)
+
+
+def test_its_items_are_found(name: str, found: Dataset) -> None:
+    expected, table = miniature(name), found.table
+    assert (len(table), table["group"].nunique()) == (expected.items, expected.groups)
+    assert found.missing == expected.missing
+    for split, sides in expected.sides.items():
+        counts = table[split_column(split)].dropna().map(side_of).value_counts().to_dict()
+        assert counts == sides, split
+    by_id = table.set_index("item_id")
+    for item_id, targets in expected.targets.items():
+        for column, value in targets.items():
+            got = by_id.loc[item_id, column]
+            got = got.tolist() if hasattr(got, "tolist") else got
+            assert (None if pd.api.types.is_scalar(got) and pd.isna(got) else got) == value, (
+                item_id,
+                column,
+            )
+    masks = mask_columns(table)
+    assert int(table[masks].notna().any(axis=1).sum() if masks else 0) == expected.masks
+    files = [c for c in table if c.startswith("path.") or c in ("path", "crop_mask", *masks)]
+    for path in pd.unique(table[files].to_numpy().ravel()):
+        if not pd.isna(path):
+            assert (found.data / path).exists(), path
+            assert not Path(path).name.startswith("._")
+
+
+def test_what_the_official_release_has_is_asserted(name: str, data: Path, found: Dataset) -> None:
+    manifest = found.manifest
+    assert manifest is not None
+    assert manifest.expect["items"] > len(found.table) or name.startswith(
+        ("cremi", "wafer", "ac34")
+    )
+    if manifest.expect["items"] != len(found.table):
+        with pytest.raises(TableError, match=rf"{re.escape(name)}.*(missing|expected \d+ items)"):
+            find_dataset(name, data=data)
+
+
+def test_an_empty_folder_is_told_what_is_missing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=rf"^{re.escape(name)}: there is no .* under ") as raised:
+        find_dataset(name, data=tmp_path)
+    assert "dinocache datasets" in str(raised.value)
+
+
+def test_its_manifest_is_whole(name: str, found: Dataset) -> None:
+    manifest = load_manifest(shipped_manifests()[name])
+    assert manifest.name == name
+    for said in (manifest.modality, manifest.layout, manifest.licence, manifest.citation):
+        assert said.strip()
+    assert manifest.home.startswith("https://")
+    assert manifest.tasks
+    published = load_published()["rows"]
+    for task in manifest.tasks.values():
+        columns = set(found.table.columns)
+        assert set(task.targets) <= columns - {c for c in columns if is_reserved(c)}
+        assert task.rows or split_column(task.split) in columns
+        if task.pairs:
+            assert {task.pairs.by, task.pairs.role} <= columns
+        if task.kind in ("segmentation", "instances"):
+            assert mask_columns(found.table)
+            assert "mask" in manifest.extract.features
+        for answer in task.paper:
+            rows = [
+                row
+                for row in published
+                if (row["table"], row["dataset"]) == (answer.table, answer.dataset)
+                and all(row.get(key) == value for key, value in answer.where.items())
+            ]
+            assert rows, answer
+    for rule in manifest.splits.values():
+        assert (
+            not isinstance(rule, Folds)
+            or rule.base is None
+            or rule.base
+            in (
+                "official",
+                *manifest.splits,
+            )
+        )
+
+
+@pytest.fixture(scope="module")
+def outcome(name: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return extract(
+        ExtractRequest(
+            dataset=name,
+            data=data,
+            root=tmp_path_factory.mktemp("features"),
+            model="tiny",
+            resolution=(32, 32),
+            features=miniature(name).features,
+            options=miniature(name).options,
+            weights="random:0",
+            device="cpu",
+            allow_missing=True,
+        )
+    )
+
+
+def test_its_features_are_extracted(name: str, outcome: Outcome) -> None:
+    assert outcome.complete
+    assert not outcome.failures
+    rows = {
+        item_id: n
+        for segment in FeatureStore(outcome.path).segments
+        for item_id, n in zip(segment.item_ids, segment.item_rows, strict=True)
+    }
+    assert {item_id: n for item_id, n in rows.items() if n != 1} == dict(miniature(name).rows)
+    if miniature(name).masks and "mask" in miniature(name).features:
+        # A mask that cannot be read is no failure of its item.
+        store = FeatureStore(outcome.path)
+        masks = mask_columns(store.items)
+        for item_id in store.items["item_id"][store.items[masks].notna().any(axis=1)]:
+            mask, _ = store.native("mask", str(item_id))
+            assert mask.shape[1] == rows[item_id]
+
+
+def test_its_tasks_are_fitted(name: str, outcome: Outcome) -> None:
+    """Those whose head is there; others are refused by name."""
+    for key, task in load_manifest(shipped_manifests()[name]).tasks.items():
+        asked = {"features": None, "head": None, "settings": {}, "seeds": 1, "replicates": 20}
+        if task.kind not in ("binary", "multiclass", "multilabel") or task.head not in HEADS:
+            with pytest.raises(RequestError, match=rf"{name}/{key} (is a|wants the head)"):
+                task_request(f"{name}/{key}", outcome.path, **asked)
+            continue
+        result = fit(task_request(f"{name}/{key}", outcome.path, **asked)).result
+        assert (result.task.name, result.task.kind) == (f"{name}/{key}", task.kind)
+        assert result.split.column == split_column(task.split)
+        assert result.store.random_weights
+        assert result.metrics["accuracy"].value is not None
+        if task.of == "row":
+            assert result.items > result.groups

@@ -1,0 +1,3 @@
+from em import cremi
+
+MINIATURE = cremi("B")
