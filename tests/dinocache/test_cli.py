@@ -1,5 +1,6 @@
 """The command `dinocache`: exit codes, one clear line, clean JSON."""
 
+import errno
 import json
 import re
 import subprocess
@@ -229,3 +230,17 @@ def test_tab_completes(
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     assert main([]) == 0
     assert expected in capsys.readouterr().out.split()
+
+
+def test_a_disk_that_does_not_answer_is_one_line(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert main(["info", str(tiny_store.path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"error: cannot use {tiny_store.path / 'store.json'}: Input/output error; put that right"
+    )

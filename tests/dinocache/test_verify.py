@@ -4,12 +4,14 @@ import random
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from dinocache.layout import SEALED, UNITS
+from dinocache.plan import make_segment
 from dinocache.store import FeatureStore
 from dinocache.verify import verify
-from dinocache.writer import expected_documents
+from dinocache.writer import StoreWriter, expected_documents
 
 
 @pytest.fixture
@@ -115,3 +117,29 @@ def test_a_lost_seal_is_found(copy: Path) -> None:
     (copy / SEALED).unlink()
     (damage,) = verify(copy).damages
     assert damage.what == "says complete, but sealed.json or a record is missing"
+
+
+def test_items_that_are_planned_and_nothing_more_make_it_incomplete(copy: Path) -> None:
+    """An append that was stopped before, or while, the arrays were described anew."""
+    store = FeatureStore(copy)
+    unseal(copy)
+    writer = StoreWriter(FeatureStore(copy))
+    more = store.items.head(3).assign(item_id=["x", "y", "z"])
+    writer.put_items(pd.concat([store.items, more], ignore_index=True))
+    segment = make_segment(
+        [(i, 1) for i in more["item_id"]],
+        store.header.grid,
+        recipe=store.header.digest,
+        after=store.segments[-1],
+        stamps=[None] * 3,
+    )
+    writer.add_segment(segment)
+    assert (verify(copy).exit_code, verify(copy).damages) == (3, [])
+    longer = expected_documents(writer.store, writer.store.kinds, complete=False)
+    described = "features.zarr/cls/zarr.json"
+    before = (copy / described).read_bytes()
+    assert before != longer[described]
+    (copy / described).write_bytes(longer[described])
+    assert verify(copy).exit_code == 3
+    (copy / described).write_bytes(before.replace(b"[", b"[ ", 1))
+    assert verify(copy).exit_code == 1
