@@ -1,6 +1,7 @@
 """Every shipped manifest over a tiny copy of its official download: index, then extract."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from dinocache.extract import Outcome, extract
 from dinocache.items import is_reserved, mask_columns
 from dinocache.manifest import Folds, load_manifest, load_published, shipped_manifests, split_column
 from dinocache.request import ExtractRequest
-from dinocache.splits import side_of
+from dinocache.splits import side_of, split_columns
 from dinocache.store import FeatureStore
 from probes.fit import fit
 from probes.heads import HEADS
@@ -61,6 +62,19 @@ def test_its_items_are_found(name: str, found: Dataset) -> None:
         if not pd.isna(path):
             assert (found.data / path).exists(), path
             assert not Path(path).name.startswith("._")
+
+
+def test_other_layouts_are_read(name: str, data: Path, found: Dataset, tmp_path: Path) -> None:
+    assert found.manifest
+    targets = [t for task in found.manifest.tasks.values() for t in task.targets]
+    columns = ["item_id", "group", *split_columns(found.table), *dict.fromkeys(targets)]
+    for layout, rearrange in miniature(name).layouts.items():
+        folder = tmp_path / layout
+        shutil.copytree(data, folder)
+        rearrange(folder)
+        other = find_dataset(name, data=folder, allow_missing=True)
+        assert other.missing == found.missing, layout
+        pd.testing.assert_frame_equal(other.table[columns], found.table[columns])
 
 
 def test_what_the_official_release_has_is_asserted(name: str, data: Path, found: Dataset) -> None:

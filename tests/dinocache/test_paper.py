@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dinocache.manifest import load_published
+from dinocache.manifest import load_manifest, load_published, shipped_manifests
 
 PUBLISHED = load_published()
 ROWS: list[dict[str, Any]] = PUBLISHED["rows"]
@@ -337,3 +337,19 @@ class TestArithmetic:
         assert max(small_and_large) < min(others)
         assert says("reg-claim", *small_and_large, *others, digits=4)
         assert says("reg-claim", *(row["value"] for row in best.values()), digits=4)
+
+
+def test_every_figure_is_answered_to_by_a_task() -> None:
+    """All of a table's rows belong to a dataset that is shipped, and to a task of it."""
+    manifests = [load_manifest(path) for path in shipped_manifests().values()]
+    answers = [p for m in manifests for task in m.tasks.values() for p in task.paper]
+    unanswered = [
+        (row["table"], row["dataset"], row["method"])
+        for row in load_published()["rows"]
+        if not any(
+            (row["table"], row["dataset"]) == (answer.table, answer.dataset)
+            and all(row.get(key) == value for key, value in answer.where.items())
+            for answer in answers
+        )
+    ]
+    assert sorted(set(unanswered)) == [(9, "CT-RATE", "CT-CLIP"), (9, "CT-RATE", "CT-Net")]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from miniature import Miniature
+from miniature import Miniature, move
 
 _EACH = 15
 """Training slides of each class: three a fold."""
@@ -65,8 +65,22 @@ def make(folder: Path) -> None:
     write_slide(folder / "testing/masks/test_001_mask.tif", rng)
 
 
+def _as_aws(folder: Path) -> None:
+    move(folder, "training/*/*.tif", "images")
+    move(folder, "testing/images/*.tif", "images")
+    move(folder, "testing/reference.csv", "evaluation")
+
+
+def _one_up(folder: Path) -> None:
+    names = [path.name for path in folder.iterdir()]
+    (folder / "CAMELYON16").mkdir()
+    for name in names:
+        (folder / name).rename(folder / "CAMELYON16" / name)
+
+
 MINIATURE = Miniature(
     make=make,
+    layouts={"AWS": _as_aws, "a folder more": _one_up},
     items=2 * _EACH + 8,
     groups=2 * _EACH + 8,
     missing=(

@@ -1,5 +1,6 @@
 """CT-RATE: folders by patient and scan, the corrected train volumes, lists of what is no chest."""
 
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -53,8 +54,14 @@ def make(folder: Path) -> None:
     _write_volume(dataset / "train/train_3/train_3_a/train_3_a_1.nii.gz", rng)
 
 
+def _as_first_released(folder: Path) -> None:
+    shutil.rmtree(folder / "dataset/train")
+    (folder / "dataset/train_fixed").rename(folder / "dataset/train")
+
+
 MINIATURE = Miniature(
     make=make,
+    layouts={"the first release": _as_first_released},
     items=35,
     groups=14,
     missing=(_MISSING,),

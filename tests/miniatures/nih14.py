@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from miniature import Miniature
+from miniature import Miniature, move
 from PIL import Image
 
 _FINDINGS = (
@@ -53,8 +53,20 @@ def make(folder: Path) -> None:
         (folder / name).write_text("\n".join(listed))
 
 
+def _as_mirrors(folder: Path) -> None:
+    move(folder, "images_*/images/*.png", "images")
+
+
+def _of_2017(folder: Path) -> None:
+    newer = folder / "Data_Entry_2017_v2020.csv"
+    text = newer.read_text().replace("Patient Sex", "Patient Gender")
+    (folder / "Data_Entry_2017.csv").write_text(text.replace("Pleural Thick", "Pleural_Thick"))
+    newer.unlink()
+
+
 MINIATURE = Miniature(
     make=make,
+    layouts={"one folder": _as_mirrors, "the release of 2017": _of_2017},
     items=31,
     groups=16,
     missing=("00000007_001.png",),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dinocache.manifest import shipped_manifests
 
-__all__ = ["Miniature", "miniature", "miniatures"]
+__all__ = ["Miniature", "miniature", "miniatures", "move"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class Miniature:
         rows: Of each item once read, where it is not 1.
         options: Of the reader, where real ones would make nothing of tiny files.
         features: Kinds to extract.
+        layouts: Name -> rearranges a copy as mirrors, or other releases, have it.
     """
 
     make: Callable[[Path], None]
@@ -40,6 +41,15 @@ class Miniature:
     rows: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     features: tuple[str, ...] = ("cls", "mean")
+    layouts: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+
+
+def move(folder: Path, pattern: str, target: str) -> None:
+    """Move all files that match into one folder, and forget those that are left empty."""
+    (folder / target).mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.glob(pattern)):
+        if path.is_file() and path.parent != folder / target:
+            path.rename(folder / target / path.name)
 
 
 def miniatures() -> list[str]:
