@@ -158,8 +158,9 @@ def print_index(index: Index) -> None:
         reasons = [f"{item_id}: {why}" for item_id, why in index.unreadable.items()]
         _list("unreadable", reasons, "items cannot be opened")
     for column, facts in index.splits.items():
-        outside = f", on no side {facts.outside:,}" if facts.outside else ""
-        print(f"{column}: {side_words(facts.items)}{outside}; sha256 {facts.digest[:12]}")
+        words = [side_words(facts.items)] if facts.items else []
+        words += [f"on no side {facts.outside:,}"] if facts.outside else []
+        print(f"{column}: {', '.join(words)}; sha256 {facts.digest[:12]}")
     if index.splits:
         print("no group is on two sides")
     for name, targets in index.targets.items():

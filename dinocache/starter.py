@@ -28,7 +28,8 @@ _GROUPS = re.compile(r"patient|subject|case|participant|person", re.IGNORECASE)
 _MOST_FILES, _MOST_FOLDERS = 20_000, 2000
 _MOST_CLASSES = 20
 _NAMED = 0.5
-"""Share of a column's values that must be names of files."""
+"""Share of a column's values that must be names of files, or of the files that it must name: a
+table may list more than was downloaded."""
 
 
 @dataclass(kw_only=True)
@@ -228,10 +229,12 @@ def _share(
     values: "pd.Series[str]", files: dict[str, str], stems: dict[str, str]
 ) -> tuple[float, float]:
     """Say which share of a column are names of files, and which are names without an ending."""
-    known = values.dropna().astype(str).str.rpartition("/")[2]
+    known = values.dropna().astype("string").str.replace("^.*/", "", regex=True)
     if not len(known) or known.nunique() < 0.5 * len(known):
         return 0.0, 0.0
-    return float(known.isin(list(files)).mean()), float(known.isin(list(stems)).mean())
+    whole, stem = (int(known.isin(list(names)).sum()) for names in (files, stems))
+    least = min(len(known), len(files))
+    return min(whole / least, 1.0), min(stem / least, 1.0)
 
 
 def _table_manifest(
@@ -249,7 +252,11 @@ def _table_manifest(
     if split and not set(content[split].dropna().map(side_of)) <= set(_SIDES):
         split = None
     targets = [
-        c for c in others if c not in (group, split) and 2 <= content[c].nunique() <= _MOST_CLASSES
+        c
+        for c in others
+        if c not in (group, split)
+        and 2 <= content[c].nunique() <= _MOST_CLASSES
+        and content[c].notna().mean() > _NAMED
     ]
     names = {c: _identifier(c) for c in (column, group, split, *targets) if c}
     depth = max(path.count("/") for path in files.values())
@@ -264,10 +271,12 @@ def _table_manifest(
         started.unsure.append("group: no column looks like the patient; each item is its own")
     if not targets:
         started.unsure.append(f"targets: no column of {table} has 2 to {_MOST_CLASSES} values")
-    missing = int((~content[column].isna()).sum() * (1 - max(scores)))
+    named = content[column].dropna().str.replace("^.*/", "", regex=True)
+    there = {f.partition(".")[0] for f in files} if by_stem else set(files)
+    missing = int((~named.isin(list(there))).sum())
     started.found = f"{len(content)} rows in {table}, files named by {column!r}"
     if missing:
-        started.unsure.append(f"about {missing} rows of {table} name files that are not there")
+        started.unsure.append(f"{missing} rows of {table} name files that are not there")
     protocol: dict[str, Any] = {} if split else {"splits": {"cv": {"folds": 5}}}
     return {
         "tables": {
@@ -323,7 +332,7 @@ def _classes(folder: Path, started: Started) -> dict[str, Any] | None:
     lines = [
         "SELECT path AS item_id, path",
         f"  regexp_extract(path, '{place}', 1) AS class",
-        *(["  regexp_extract(path, '^([^/]+)/', 1) AS split"] if sided else []),
+        *([f"  {_sides_query(first, started)} AS split"] if sided else []),
     ]
     query = ",\n".join(lines) + (
         f"\nFROM files WHERE regexp_matches(lower(path), '{_FILES}')\nORDER BY path\n"
@@ -342,6 +351,15 @@ def _classes(folder: Path, started: Started) -> dict[str, Any] | None:
         **protocol,
         "tasks": {"class": _task("class", len(found), split="official" if sided else "cv")},
     }
+
+
+def _sides_query(folders: Sequence[str], started: Started) -> str:
+    place = "regexp_extract(path, '^([^/]+)/', 1)"
+    if "test" in {side_of(name) for name in folders}:
+        return place
+    (held,) = [name for name in folders if side_of(name) == "val"]
+    started.unsure.append(f"split: there is no folder to test on; {held} is taken for that")
+    return f"CASE {place} WHEN '{held}' THEN 'test' ELSE 'train' END"
 
 
 def _folders(folder: Path) -> Sequence[str]:

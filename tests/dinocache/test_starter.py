@@ -50,10 +50,15 @@ def test_classes_below_train_and_test(folder: Path) -> None:
     touch(
         folder, *(f"{s}/{c}/{s}{n}.png" for s in ("train", "valid") for c in "ab" for n in range(3))
     )
-    found, _ = begun(folder)
+    found, unsure = begun(folder)
     assert found.table.groupby(["split", "class"]).size().to_dict() == {
-        ("train", "a"): 3, ("train", "b"): 3, ("valid", "a"): 3, ("valid", "b"): 3,
+        ("train", "a"): 3, ("train", "b"): 3, ("test", "a"): 3, ("test", "b"): 3,
     }  # fmt: skip
+    assert "split: there is no folder to test on; valid is taken for that" in unsure
+    touch(folder, "test/a/x.png", "test/b/y.png")
+    found, unsure = begun(folder)
+    assert found.table["split"].value_counts().to_dict() == {"train": 6, "valid": 6, "test": 2}
+    assert len(unsure) == 1
     assert found.manifest
     assert found.manifest.tasks["class"].split == "official"
 
@@ -99,7 +104,7 @@ def test_a_table_that_names_files(folder: Path, suffix: str) -> None:
     assert {k: t.kind for k, t in found.manifest.tasks.items()} == {
         "sick": "binary", "order": "multiclass", "score": "multiclass",
     }  # fmt: skip
-    assert "about 1 rows" in unsure[-1]
+    assert "1 rows of" in unsure[-1]
 
 
 def test_what_is_unknown_and_what_is_there(folder: Path, tmp_path: Path, capsys: Capture) -> None:
