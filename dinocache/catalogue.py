@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinocache.index import Index, side_words
+from dinocache.index import Index
 from dinocache.layout import HEADER
 from dinocache.manifest import OFFICIAL, Folds, Manifest, SplitRule
 
@@ -158,7 +158,7 @@ def print_index(index: Index) -> None:
         reasons = [f"{item_id}: {why}" for item_id, why in index.unreadable.items()]
         _list("unreadable", reasons, "items cannot be opened")
     for column, facts in index.splits.items():
-        words = [side_words(facts.items)] if facts.items else []
+        words = [_side_words(facts.items)] if facts.items else []
         words += [f"on no side {facts.outside:,}"] if facts.outside else []
         print(f"{column}: {', '.join(words)}; sha256 {facts.digest[:12]}")
     if index.splits:
@@ -168,9 +168,19 @@ def print_index(index: Index) -> None:
             if len(values) > _MOST_VALUES:
                 print(f"task {name}, {target}: {len(values)} values")
                 continue
-            words = [f"{value}: {side_words(sides)}" for value, sides in values.items()]
+            words = [f"{value}: {_side_words(sides)}" for value, sides in values.items()]
             print(f"task {name}, {target} = {'; '.join(words)}")
     print("whole: everything is there" if index.is_whole else "not whole")
+
+
+def _side_words(counts: dict[str, int]) -> str:
+    """Write `train 8, val 1, test 2`; folds by their numbers; what has no side as a number."""
+    if set(counts) == {""}:
+        return f"{counts['']:,}"
+    order: Sequence[str] = ("train", "val", "test")
+    folds = [side for side in counts if side not in order]
+    words = [f"fold {side} {counts[side]:,}" for side in sorted(folds)]
+    return ", ".join([*(f"{side} {counts[side]:,}" for side in order if side in counts), *words])
 
 
 def _list(what: str, found: Sequence[str], said: str) -> None:

@@ -1,6 +1,5 @@
 """A download held against its manifest: what is there, what is missing, who is on which side."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from dinocache.readers import guess_reader, make_reader
 from dinocache.source import Source
 from dinocache.splits import check_no_leaks, digest_of, side_of, split_columns
 
-__all__ = ["Index", "SplitFacts", "index_dataset", "side_words"]
+__all__ = ["Index", "SplitFacts", "index_dataset"]
 
 _OPENERS = 16
 _TOLD_EVERY = 10_000
@@ -184,13 +183,3 @@ def _unreadable(found: Dataset, progress: Progress) -> dict[str, str]:
             if done % _TOLD_EVERY == 0:
                 progress.note(f"{done} of {len(ids)} headers read")
     return reasons
-
-
-def side_words(counts: dict[str, int]) -> str:
-    """Write `train 8, val 1, test 2`; folds by their numbers; what has no side as a number."""
-    if set(counts) == {""}:
-        return f"{counts['']:,}"
-    order: Sequence[str] = ("train", "val", "test")
-    folds = [side for side in counts if side not in order]
-    words = [f"fold {side} {counts[side]:,}" for side in sorted(folds)]
-    return ", ".join([*(f"{side} {counts[side]:,}" for side in order if side in counts), *words])
