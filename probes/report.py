@@ -8,6 +8,7 @@ from pathlib import Path
 from dinocache.errors import ProbeError
 from probes.features import first_dense_item, store_facts
 from probes.figures import pca_picture
+from probes.published import published_tasks
 from probes.runs import find_results
 
 __all__ = ["write_report"]
@@ -56,6 +57,7 @@ def write_report(runs: Path, out: Path, store: Path | None = None) -> Path:
         metrics=list(dict.fromkeys(m for r in results.values() for m in r.metrics)),
         any_random=any(r.store.random_weights for r in results.values()),
         picture=picture,
+        published=published_tasks(r.task.name for r in results.values()),
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
