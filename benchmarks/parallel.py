@@ -144,7 +144,10 @@ def beside_torch(wanted: bool) -> Iterator[None]:
 
 def compare(case: Case) -> str:
     """Measure a format and give its line of the table."""
-    with tempfile.TemporaryDirectory() as scratch, Decoders(WORKERS) as decoders:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        contextlib.closing(Decoders(WORKERS)) as decoders,
+    ):
         (few := Path(scratch) / "few").mkdir()
         (many := Path(scratch) / "many").mkdir()
         first = Reading(case, few, 4)

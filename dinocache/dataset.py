@@ -85,7 +85,12 @@ def find_dataset(
             extract=ExtractDefaults(),
             manifest=None,
         )
-    manifest = load_manifest(path)
+    return _of_manifest(load_manifest(path), path, data, name, allow_missing)
+
+
+def _of_manifest(
+    manifest: Manifest, path: Path, data: Path | None, name: str | None, allow_missing: bool
+) -> Dataset:
     embedded = path.parent / manifest.embedded if manifest.embedded else None
     folder = _existing(data or embedded or Path("data") / manifest.name, manifest)
     said = f"manifest {manifest.name}"

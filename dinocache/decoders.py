@@ -20,8 +20,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -219,7 +218,7 @@ class Opened:
 
 
 class Decoders:
-    """Up to a number of processes, each started once it is needed. A context manager."""
+    """Up to a number of processes, each started once it is needed; to be closed."""
 
     def __init__(self, most: int) -> None:
         """See the class.
@@ -309,17 +308,6 @@ class Decoders:
             finally:
                 for other in others:
                     self._idle.put(other)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the processes, once what they were asked is done."""

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def extract(
         StoppedError: If it was asked to stop.
         TooManyFailuresError: If more items failed than may.
     """
-    with Job(request, progress or QuietProgress(), supervision or Supervision()) as job:
+    job = Job(request, progress or QuietProgress(), supervision or Supervision())
+    with closing(job):
         return _extracted(job)
 
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,7 +105,7 @@ def dry_run(
         RecipeMismatchError: If the store there was made otherwise.
     """
     progress = progress or QuietProgress()
-    with Job(replace(request, hash_sources=False), progress) as job:
+    with closing(Job(replace(request, hash_sources=False), progress)) as job:
         return _forecast(job, progress, timed=timed)
 
 

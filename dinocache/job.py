@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -99,7 +98,7 @@ class Supervision:
 
 @dataclass
 class Job:
-    """One extraction while it is being settled. A context manager."""
+    """One extraction while it is being settled; to be closed behind it."""
 
     request: ExtractRequest
     progress: Progress
@@ -177,17 +176,6 @@ class Job:
         """End the processes that decode."""
         if self.decoders:
             self.decoders.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # The store
 

@@ -239,7 +239,9 @@ def _walk(folder: str, below: str, parts: Sequence[str]) -> Iterator[str]:
     if part == "**":
         yield from _walk(folder, below, rest or ["*"])
         for name in _names(folder, folders=True):
-            yield from _walk(os.path.join(folder, name), f"{below}{name}/", parts)
+            inner = os.path.join(folder, name)
+            if not os.path.islink(inner):  # a link to a folder above would have no end
+                yield from _walk(inner, f"{below}{name}/", parts)
         return
     if not re.search(r"[*?\[]", part):
         path = os.path.join(folder, part)

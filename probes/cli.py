@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dinocache.manifest import find_task, load_manifest, shipped_manifests
 from dinocache.recipe import model_folder
 from dinocache.terminal import echo_json, run
 
@@ -20,6 +19,8 @@ __all__ = ["app", "main"]
 
 def task_names(start: str) -> list[str]:
     """Complete DATASET/TASK: first the dataset, then the task."""
+    from dinocache.manifest import load_manifest, shipped_manifests
+
     dataset, slash, task = start.partition("/")
     shipped = shipped_manifests()
     if not slash:
@@ -132,6 +133,7 @@ def fit(
         probe fit features/nih14/dinov3-b/512 --target Effusion,Edema --head knn --set k=50
     """
     from dinocache.errors import RequestError
+    from dinocache.manifest import find_task
     from probes.fit import FitRequest
     from probes.fit import fit as run_fit
     from probes.tasks import store_of, task_request

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ AFFINE = np.array([[0.7, 0, 0, -11], [0, 0.8, 0.3, 5], [0, 0, 1.5, 40], [0, 0, 0
 
 @pytest.fixture
 def two() -> Iterator[Decoders]:
-    with Decoders(2) as made:
+    with closing(Decoders(2)) as made:
         yield made
 
 

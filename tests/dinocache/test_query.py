@@ -221,6 +221,7 @@ def test_files_like(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a/folder.png").mkdir()
+    (tmp_path / "a/b/loop").symlink_to(tmp_path)
     assert files_like(tmp_path, "*.PNG") == ["5.PNG"]
     assert files_like(tmp_path, "a/*.png") == ["a/1.png", "a/x[1].png"]
     assert files_like(tmp_path, "**/?.png") == ["a/1.png", "a/b/2.png", "a/b/c/3.png"]
