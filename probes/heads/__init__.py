@@ -1,9 +1,12 @@
-"""What is trained on frozen features: a table of heads, each arrays in, arrays out."""
+"""What is trained on frozen features: a table of heads, each arrays in, arrays out.
+
+The contract is docs/heads.md.
+"""
 
 import inspect
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, Protocol, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,10 @@ Setting = bool | int | float | str | None
 """What a setting of a head can be; all of it goes into JSON."""
 
 
+Validation = tuple[Any, npt.NDArray[Any]]
+"""Features and targets of items that choose, and do not train."""
+
+
 class Head(Protocol):
     """What every head does, in the manner of scikit-learn.
 
@@ -24,13 +31,23 @@ class Head(Protocol):
     as: `parse_settings` and `make_head` work from that signature.
     """
 
+    takes: ClassVar[Literal["vectors", "bags"]]
+    """Whether an item is one vector, or a bag of rows."""
+
     def __init__(self, **settings: Setting) -> None:
         """Check and keep the settings."""
 
-    def fit(self, x: npt.NDArray[np.floating[Any]], y: npt.NDArray[Any]) -> Self:
-        """Learn from features (n_items, dim) and targets (n_items, n_outputs) of 0 and 1."""
+    @property
+    def selects(self) -> bool:
+        """Whether, with these settings, something is chosen by validation items."""
 
-    def predict_proba(self, x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    def fit(self, x: Any, y: npt.NDArray[Any], *, validation: Validation | None = None) -> Self:  # noqa: ANN401
+        """Learn from features and targets (n_items, n_outputs) of 0 and 1.
+
+        Features are (n_items, dim), or a sequence of bags (n_rows, dim).
+        """
+
+    def predict_proba(self, x: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401
         """Return scores (n_items, n_outputs) float32 in [0, 1]."""
 
     def get_params(self) -> dict[str, Setting]:

@@ -55,12 +55,19 @@ class KnnHead(SavedHead):
         self.k = k
         self.temperature = temperature
 
-    def fit(self, x: npt.NDArray[np.floating[Any]], y: npt.NDArray[Any]) -> Self:
+    def fit(
+        self,
+        x: npt.NDArray[np.floating[Any]],
+        y: npt.NDArray[Any],
+        *,
+        validation: tuple[Any, npt.NDArray[Any]] | None = None,
+    ) -> Self:
         """Keep the training items.
 
         Args:
             x: (n_items, dim) features, a floating dtype, no row all zeros.
             y: (n_items, n_outputs) of 0 and 1.
+            validation: Not looked at.
 
         Returns:
             The head itself, fitted.

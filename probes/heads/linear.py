@@ -80,7 +80,13 @@ class LinearHead(SavedHead):
         self.seed = seed
         self._check_settings()
 
-    def fit(self, x: npt.NDArray[np.floating[Any]], y: npt.NDArray[Any]) -> Self:
+    def fit(
+        self,
+        x: npt.NDArray[np.floating[Any]],
+        y: npt.NDArray[Any],
+        *,
+        validation: tuple[Any, npt.NDArray[Any]] | None = None,
+    ) -> Self:
         """Train on all items, from zero weights.
 
         On one machine the same arrays and settings give the same bits. No global random state
@@ -89,6 +95,7 @@ class LinearHead(SavedHead):
         Args:
             x: (n_items, dim) features, a floating dtype.
             y: (n_items, n_outputs) of 0 and 1; with ``loss="ce"`` exactly one 1 in each row.
+            validation: Not looked at.
 
         Returns:
             The head itself, fitted.

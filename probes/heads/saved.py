@@ -1,7 +1,7 @@
 """What all heads share: checks of what they are given, and saving what they learned."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,13 @@ class SavedHead:
     ``fit`` comes last.
     """
 
+    takes: ClassVar[Literal["vectors", "bags"]] = "vectors"
     learned: ClassVar[tuple[str, ...]]
+
+    @property
+    def selects(self) -> bool:
+        """Whether something is chosen by validation items; most heads choose nothing."""
+        return False
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return what was learned, by name, without the trailing ``_``.

@@ -1,0 +1,153 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from head_contract import DIM, N_NEW, N_OUTPUTS, N_TRAIN, HeadContract, random_task
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from probes.heads import LinearHead, make_head
+
+Array = npt.NDArray[Any]
+
+
+class TestContract(HeadContract):
+    name = "linear"
+    settings = {"epochs": 6, "batch_size": 16, "lr": 0.1}  # noqa: RUF012
+
+
+class TestLinear:
+    def test_separable_classes_are_separated(self) -> None:
+        draws = np.random.default_rng(0)
+        x = draws.standard_normal((211, DIM)).astype(np.float32)
+        y = np.stack([x[:, 0] > 0, x[:, 1] < x[:, 3]], axis=1)
+        margin = np.minimum(abs(x[:, 0]), abs(x[:, 1] - x[:, 3])) > 0.3
+        head = LinearHead(lr=0.05, epochs=200).fit(x[margin], y[margin])
+        np.testing.assert_array_equal(head.predict_proba(x[margin]) >= 0.5, y[margin])
+        assert head.weight_.shape == (2, DIM)
+        assert abs(head.weight_[0]).argmax() == 0
+        assert head.loss_curve_.shape == (200,)
+        assert head.loss_curve_[-1] < 0.1 < head.loss_curve_[0]
+
+    @pytest.mark.parametrize("loss", ["bce", "ce"])
+    def test_its_optimum_is_the_logistic_regression(self, loss: str) -> None:
+        draws = np.random.default_rng(1)
+        x = draws.standard_normal((157, 4)) * [1, 5, 0.2, 1] + [0, 3, 0, -1]
+        label = (x[:, 0] + draws.gumbel(size=(3, 157)) * 1.5).argmax(axis=0)
+        y = np.eye(3)[label]
+        head = make_head("linear", loss=loss, lr=0.05, epochs=400, batch_size=200)
+        assert isinstance(head, LinearHead)
+        head.fit(x.astype(np.float32), y)
+        if loss == "ce":
+            reference = LogisticRegression(C=np.inf, tol=1e-8, max_iter=500).fit(x, label)
+            expected = log_loss(label, reference.predict_proba(x))
+        else:
+            columns = [
+                LogisticRegression(C=np.inf, tol=1e-8, max_iter=500).fit(x, column).predict_proba(x)
+                for column in y.T
+            ]
+            expected = np.mean([log_loss(c, p) for c, p in zip(y.T, columns, strict=True)])
+        assert head.loss_curve_[-1] == pytest.approx(expected, rel=1e-4)
+
+    def test_first_epoch_by_hand(self) -> None:
+        # From zero weights every score is 1/2, whatever the features: the loss is log 2. The
+        # first step of Adam has length lr, against the sign of the gradient.
+        x, y = np.array([[-1.0], [3.0]], dtype=np.float32), np.array([[0], [1]])
+        head = LinearHead(epochs=1, lr=0.25).fit(x, y)
+        np.testing.assert_allclose(head.loss_curve_, [np.log(2)], rtol=1e-6)
+        np.testing.assert_array_equal([head.mean_, head.scale_], [[1], [2]])
+        assert head.mean_.dtype == head.scale_.dtype == head.weight_.dtype == np.float32
+        np.testing.assert_allclose(head.weight_, [[0.25]], rtol=1e-6)
+        np.testing.assert_allclose(head.bias_, [0], atol=1e-7)
+        np.testing.assert_allclose(
+            head.predict_proba(x)[:, 0], 1 / (1 + np.exp([0.25, -0.25])), rtol=1e-6
+        )
+
+    def test_decay_by_hand(self) -> None:
+        # All features zero: no gradient for the weights, and the bias alone moves.
+        x, y = np.zeros((2, 3), dtype=np.float32), np.array([[1], [1]])
+        head = LinearHead(epochs=2, lr=0.25, weight_decay=0.5).fit(x, y)
+        np.testing.assert_allclose(head.bias_, [0.25 * (1 - 0.25 * 0.5) + 0.25], rtol=0.01)
+        np.testing.assert_array_equal(head.weight_, np.zeros((1, 3)))
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32"])
+    @pytest.mark.parametrize("constant", [0.0, 0.1, 1000.0])
+    def test_a_feature_that_never_varies_has_no_say(self, dtype: str, constant: float) -> None:
+        x, y, new = random_task(dtype=dtype)
+        x[:, 2] = constant
+        head = LinearHead(epochs=3).fit(x, y)
+        assert head.scale_[2] == 1
+        np.testing.assert_array_equal(head.weight_[:, 2], np.zeros(N_OUTPUTS))
+        before = head.predict_proba(new)
+        new[:, 2] = -7
+        np.testing.assert_allclose(head.predict_proba(new), before, rtol=1e-6)
+
+    def test_standardised_features_do_not_care_for_units(self) -> None:
+        x, y, new = random_task()
+        unit, offset = np.array([[1, 8, 0.5, 64, 2], [0, 16, -1, 64, 2]], dtype=np.float32)
+        before = LinearHead(epochs=5).fit(x, y).predict_proba(new)
+        after = LinearHead(epochs=5).fit(x * unit + offset, y).predict_proba(new * unit + offset)
+        np.testing.assert_allclose(after, before, rtol=1e-4)
+        raw = LinearHead(epochs=5, standardize=False).fit(x, y)
+        np.testing.assert_array_equal(raw.mean_, np.zeros(DIM))
+        np.testing.assert_array_equal(raw.scale_, np.ones(DIM))
+
+    def test_the_seed_decides_the_order_of_the_items(self) -> None:
+        x, y, _ = random_task()
+        fits = [LinearHead(epochs=2, batch_size=8, seed=seed).fit(x, y) for seed in (3, 3, 4)]
+        np.testing.assert_array_equal(fits[0].weight_, fits[1].weight_)
+        assert (fits[0].weight_ != fits[2].weight_).any()
+
+    def test_threads_and_gradient_mode_are_the_callers(self) -> None:
+        x, y, _ = random_task()
+        before = torch.get_num_threads()
+        weights = []
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                with torch.no_grad():
+                    weights.append(LinearHead(epochs=2).fit(x, y).weight_)
+                assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        np.testing.assert_array_equal(weights[0], weights[1])
+
+    def test_softmax_scores_sum_to_one(self) -> None:
+        x, _, new = random_task()
+        y = np.eye(4)[np.arange(N_TRAIN) % 4]
+        scores = LinearHead(loss="ce", epochs=3).fit(x, y).predict_proba(1000 * new)
+        np.testing.assert_allclose(scores.sum(axis=1), np.ones(N_NEW), rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("y", "message"),
+        [
+            pytest.param([[1], [1]], r"got 1 column\(s\)", id="one-column"),
+            pytest.param([[1, 1], [1, 0]], "rows with 1 to 2 ones. Use loss=bce", id="multilabel"),
+            pytest.param([[0, 0], [1, 0]], "rows with 0 to 1 ones", id="no-class"),
+        ],
+    )
+    def test_softmax_needs_exclusive_classes(self, y: list[list[int]], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            LinearHead(loss="ce").fit(np.ones((2, 3), dtype=np.float32), np.array(y))
+
+    def test_extreme_logits_keep_their_order(self) -> None:
+        x, y = np.array([[-1.0], [1.0]], dtype=np.float32), np.array([[0], [1]])
+        head = LinearHead(epochs=1, lr=1.0, standardize=False).fit(x, y)
+        scores = head.predict_proba(np.array([[-1000], [-60], [-50], [1000]], dtype=np.float32))
+        assert scores[0] == 0
+        assert 0 < scores[1, 0] < scores[2, 0] < 1e-20
+        assert scores[3] == 1
+
+    def test_a_loss_that_overflows_is_an_error_and_nothing_is_learned(self) -> None:
+        x, y, _ = random_task()
+        head = LinearHead(lr=1e36, epochs=3, standardize=False)
+        with pytest.raises(ValueError, match=r"finite, it became (nan|inf) in epoch 1; lower lr"):
+            head.fit(1000 * x, y)
+        assert not hasattr(head, "weight_")
+
+
+def test_a_learning_rate_beyond_float32_is_refused() -> None:
+    with pytest.raises(ValueError, match="lr must fit float32 arithmetic, at most 1e37, got 1e"):
+        make_head("linear", lr=1e39)
