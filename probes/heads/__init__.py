@@ -11,10 +11,25 @@ from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin,
 import numpy as np
 import numpy.typing as npt
 
+from probes.heads.abmil import AbmilHead
+from probes.heads.boosting import XgboostHead
 from probes.heads.knn import KnnHead
-from probes.heads.linear import LinearHead
+from probes.heads.linear import LinearHead, fit_linear
+from probes.heads.logistic import LogisticHead
 
-__all__ = ["HEADS", "Head", "KnnHead", "LinearHead", "Setting", "make_head", "parse_settings"]
+__all__ = [
+    "HEADS",
+    "AbmilHead",
+    "Head",
+    "KnnHead",
+    "LinearHead",
+    "LogisticHead",
+    "Setting",
+    "XgboostHead",
+    "fit_linear",
+    "make_head",
+    "parse_settings",
+]
 
 Setting = bool | int | float | str | None
 """What a setting of a head can be; all of it goes into JSON."""
@@ -61,7 +76,15 @@ class Head(Protocol):
         """Restore a head from `get_params` and `to_arrays`; it predicts identically."""
 
 
-HEADS: Mapping[str, type[Head]] = MappingProxyType({"knn": KnnHead, "linear": LinearHead})
+HEADS: Mapping[str, type[Head]] = MappingProxyType(
+    {
+        "abmil": AbmilHead,
+        "knn": KnnHead,
+        "linear": LinearHead,
+        "logistic": LogisticHead,
+        "xgboost": XgboostHead,
+    }
+)
 
 
 def make_head(name: str, **params: Setting) -> Head:

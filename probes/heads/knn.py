@@ -10,8 +10,11 @@ from probes.heads.saved import SavedHead, check_features, check_training
 
 __all__ = ["KnnHead"]
 
-_BLOCK = 2**24
-"""Numbers in the largest temporary array: 64 MB as float32."""
+_BLOCK = 2**22
+"""Numbers in the largest temporary array: 16 MB as float32, about what a cache holds."""
+
+_TILE = 4096
+"""Training rows that are compared at a time."""
 
 
 class KnnHead(SavedHead):
@@ -174,7 +177,8 @@ class KnnHead(SavedHead):
 
     def _blocks(self, n_items: int, k: int) -> list[slice]:
         """Cut the queries so that neither similarities nor votes exceed `_BLOCK` numbers."""
-        widest = max(len(self.targets_), k * self.targets_.shape[1])
+        n_train, n_outputs = self.targets_.shape
+        widest = max(-(-n_train // _n_tiles(n_train, k)), k * n_outputs)
         step = max(1, _BLOCK // widest)
         return [slice(start, start + step) for start in range(0, n_items, step)]
 
@@ -183,10 +187,9 @@ class KnnHead(SavedHead):
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Find the k nearest training items of each query, exactly.
 
-        A float32 matrix product gives two equal training rows similarities that differ in the
-        last bit, depending on where the rows stand (OpenBLAS and MKL both do). So it only
-        shortlists: who misses the k-th best by no more than its rounding error is compared in
-        float64, pair by pair, and there equal rows tie.
+        Tile by tile, a float32 product is compared with the k-th best so far; few pass.
+        A tile is every n-th training row, not a run of them: were items sorted by class, runs
+        would raise the k-th best step by step and let a whole class pass.
 
         Args:
             queries: (n_queries, dim) float32, rows of length 1.
@@ -194,22 +197,16 @@ class KnnHead(SavedHead):
 
         Returns:
             Row numbers (n_queries, k) int64 and cosines (n_queries, k) float64, best first.
-
-        References:
-            Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, section 3.1:
-            a product of two vectors of length 1 errs by at most dim * eps / 2; here it counts
-            twice, once for the k-th best and once for who is compared with it.
         """
-        n_train, dim = self.unit_features_.shape
-        similarity = queries @ self.unit_features_.T
-        kth_best = np.partition(similarity, n_train - k, axis=1)[:, n_train - k]
-        slack = dim * np.finfo(np.float32).eps
-        query, train = np.nonzero(similarity >= (kth_best - slack)[:, np.newaxis])
-        cosine = _pair_products(queries, self.unit_features_, query, train)
-        order = np.lexsort((train, -cosine, query))
-        first = np.searchsorted(query, np.arange(len(queries)))
-        best = order[first[:, np.newaxis] + np.arange(k)]
-        return train[best], cosine[best]
+        n_tiles = _n_tiles(len(self.unit_features_), k)
+        shortlist = _Shortlist(queries, self.unit_features_, k)
+        products = np.empty(len(queries) * -(-len(self.unit_features_) // n_tiles), np.float32)
+        for first in range(n_tiles):
+            tile = self.unit_features_[first::n_tiles]
+            similarity = products[: len(queries) * len(tile)].reshape(len(queries), len(tile))
+            np.matmul(queries, tile.T, out=similarity)
+            shortlist.add(similarity, first, n_tiles)
+        return shortlist.nearest()
 
     def _weights(self, cosine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         if self.temperature is None:
@@ -217,6 +214,109 @@ class KnnHead(SavedHead):
         # Relative to the nearest neighbour, which cancels in the score and cannot overflow.
         weights: npt.NDArray[np.float64] = np.exp((cosine - cosine[:, :1]) / self.temperature)
         return weights
+
+
+class _Shortlist:
+    """Training rows that may be among the k nearest of each query, judged by float32 products.
+
+    A float32 matrix product gives two equal training rows similarities that differ in the last
+    bit, depending on where the rows stand (OpenBLAS and MKL both do). So it only shortlists: who
+    misses the k-th best by no more than its rounding error is compared in float64, pair by pair,
+    and there equal rows tie.
+
+    Args:
+        queries: (n_queries, dim) float32, rows of length 1.
+        units: (n_train, dim) float32, rows of length 1.
+        k: Number of neighbours.
+
+    References:
+        Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, section 3.1: a
+        product of two vectors of length 1 errs by at most dim * eps / 2; here it counts twice,
+        once for the k-th best and once for who is compared with it. Two eps more are for
+        lengths of not quite 1 and for the comparison itself.
+    """
+
+    def __init__(
+        self, queries: npt.NDArray[np.float32], units: npt.NDArray[np.float32], k: int
+    ) -> None:
+        self._queries, self._units, self._k = queries, units, k
+        self._slack = (queries.shape[1] + 2) * np.finfo(np.float32).eps
+        # (n_queries, k) float32, the best products so far, the k-th best first; none yet.
+        self._best = np.empty((len(queries), 0), dtype=np.float32)
+        self._query = np.empty(0, dtype=np.int64)
+        self._train = np.empty(0, dtype=np.int64)
+        self._similarity = np.empty(0, dtype=np.float32)
+
+    def add(self, similarity: npt.NDArray[np.float32], start: int, step: int) -> None:
+        """Take in the products (n_queries, n_rows) with the training rows start, start + step, ...
+
+        The first call must bring at least k rows.
+        """
+        n_rows = similarity.shape[1]
+        first = not self._best.size
+        if first:
+            self._best = np.partition(similarity, n_rows - self._k, axis=1)[:, n_rows - self._k :]
+        found = np.flatnonzero(similarity >= self._floor()[:, np.newaxis])
+        query, column = np.divmod(found, n_rows)
+        value = similarity.ravel()[found]
+        if not first:
+            self._best = _largest(self._best, query, value)
+        self._query = np.concatenate([self._query, query])
+        self._train = np.concatenate([self._train, start + step * column])
+        self._similarity = np.concatenate([self._similarity, value])
+        if len(self._query) > max(_BLOCK // 4, 2 * self._best.size):
+            # So many only where very many rows are all but equal: memory stays bounded.
+            self._query, self._train, cosine = self._k_best()
+            self._similarity = cosine.astype(np.float32)
+
+    def nearest(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return row numbers (n_queries, k) and cosines (n_queries, k), best first."""
+        _, train, cosine = self._k_best()
+        return train.reshape(-1, self._k), cosine.reshape(-1, self._k)
+
+    def _floor(self) -> npt.NDArray[np.float32]:
+        """Return, for each query, the product below which a row is not among the k nearest."""
+        floor: npt.NDArray[np.float32] = self._best[:, 0] - np.float32(self._slack)
+        return floor
+
+    def _k_best(
+        self,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return the k best pairs of each query so far, by float64 products, then by row number."""
+        kept = self._similarity >= self._floor()[self._query]
+        query, train = self._query[kept], self._train[kept]
+        cosine = _pair_products(self._queries, self._units, query, train)
+        order = np.lexsort((train, -cosine, query))
+        first = np.searchsorted(query[order], np.arange(len(self._queries)))
+        best = order[first[:, np.newaxis] + np.arange(self._k)].ravel()
+        return query[best], train[best], cosine[best]
+
+
+def _n_tiles(n_train: int, k: int) -> int:
+    """Return into how many tiles of at least k, and about `_TILE`, training rows are cut."""
+    return max(1, n_train // max(_TILE, k))
+
+
+def _largest(
+    best: npt.NDArray[np.float32], row: npt.NDArray[np.int64], value: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Keep the k largest of each row.
+
+    Args:
+        best: (n_rows, k) values.
+        row: (n_values,) the row that each new value belongs to, ascending.
+        value: (n_values,) new values.
+
+    Returns:
+        (n_rows, k), the smallest of each row first.
+    """
+    counts = np.bincount(row, minlength=len(best))
+    most, k = int(counts.max()), best.shape[1]
+    wide = np.full((len(best), k + most), -np.inf, dtype=np.float32)
+    wide[:, :k] = best
+    nth = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
+    wide[row, k + nth] = value
+    return np.partition(wide, most, axis=1)[:, most:]
 
 
 def _pair_products(

@@ -1,38 +1,56 @@
-"""The linear probe: one linear layer on frozen features, trained by minibatch descent."""
+"""The linear probe: one linear layer on frozen features."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from probes.heads.activations import sigmoid, softmax
+from probes.heads.optimum import minimise
 from probes.heads.saved import SavedHead, check_features, check_training
+from probes.heads.stack import Member, descend
+from probes.heads.supervision import is_exclusive
+from probes.heads.training_set import Solution, TrainingSet
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["LinearHead"]
+__all__ = ["LinearHead", "fit_linear"]
 
 _PREDICT_ROWS = 8192
 
 
 class LinearHead(SavedHead):
-    """Linear probe: standardise, one linear layer, AdamW at a constant learning rate.
+    """Linear probe: standardise, then one linear layer, by minibatch descent or to its optimum.
 
-    The weights of the last epoch are kept. They start at zero: the loss is convex, so the start
-    does not choose the solution, and a feature that never varies in training keeps weight zero.
-    The loss of a batch is the mean over its items and, with ``loss="bce"``, over the outputs.
+    With ``solver="adamw"`` weights start at zero and those of the last epoch are kept; the
+    learning rate is constant. The loss of a batch is the mean over its items and, with
+    ``loss="bce"``, over the outputs.
+
+    With ``solver="lbfgs"`` the objective is the mean over items of the cross-entropy, with
+    ``loss="bce"`` summed over the outputs, plus ``l2 / 2`` times the sum of the squared weights,
+    without the biases. So each output of "bce" has the weights that it would have alone, and
+    ``l2`` is ``1 / (C * n_items)`` for scikit-learn's C. Classes that a hyperplane separates have
+    no optimum without a penalty: there the gradient falls below the tolerance at large weights.
+
+    With either, a feature that never varies in training has weight zero.
 
     Args:
         standardize: Subtract the training mean of each feature and divide by its standard
             deviation (by 1 where that is zero).
         loss: "bce", one-vs-rest sigmoids for any kind of target, or "ce", a softmax over
             mutually exclusive classes.
-        lr: Learning rate, above 0.
-        weight_decay: AdamW's decoupled decay, at least 0; it applies to the bias too.
-        batch_size: Items in a step; the last step of an epoch may have fewer.
-        epochs: Passes over the training items.
+        balanced: Weigh the ones of each output by n_zeros / n_ones (with "ce" each item by
+            n_items / (n_classes * n_items of its class)), so that classes weigh alike; what has
+            no item of a class is left as it is.
+        solver: "adamw", or "lbfgs": all items at once, until no component of the gradient of
+            the objective exceeds 1e-6.
+        lr: Learning rate of adamw, above 0.
+        weight_decay: AdamW's decoupled decay, at least 0; it applies to the bias too. Of adamw
+            only.
+        batch_size: Items in a step of adamw; the last step of an epoch may have fewer.
+        epochs: Passes of adamw over the training items.
+        l2: Penalty on the weights, at least 0. Of lbfgs only.
+        max_iter: Most iterations of lbfgs.
         seed: Seed of the order of the items in each epoch, the only thing that is drawn.
 
     Attributes:
@@ -40,10 +58,12 @@ class LinearHead(SavedHead):
         scale_: (dim,) float32, the features are divided by it; ones unless ``standardize``.
         weight_: (n_outputs, dim) float32, for standardised features.
         bias_: (n_outputs,) float32.
-        loss_curve_: (epochs,) float64, mean training loss over the items of each epoch.
+        converged_: () bool, whether lbfgs reached its tolerance; false with adamw, which has none.
+        loss_curve_: (epochs,) float64, mean training loss over the items of each epoch; with
+            lbfgs (n_iterations,), the objective after each iteration.
 
     Raises:
-        ValueError: If a setting is out of its range.
+        ValueError: If a setting is out of its range, or of the other solver.
 
     References:
         Liu et al., "Does DINOv3 Set a New Medical Vision Standard?", arXiv:2509.06467, for
@@ -56,27 +76,36 @@ class LinearHead(SavedHead):
     scale_: npt.NDArray[np.float32]
     weight_: npt.NDArray[np.float32]
     bias_: npt.NDArray[np.float32]
+    converged_: npt.NDArray[np.bool_]
     loss_curve_: npt.NDArray[np.float64]
 
-    learned = ("mean", "scale", "weight", "bias", "loss_curve")
+    learned = ("mean", "scale", "weight", "bias", "converged", "loss_curve")
 
     def __init__(
         self,
         *,
         standardize: bool = True,
         loss: Literal["bce", "ce"] = "bce",
+        balanced: bool = False,
+        solver: Literal["adamw", "lbfgs"] = "adamw",
         lr: float = 0.005,
         weight_decay: float = 0.0,
         batch_size: int = 1024,
         epochs: int = 50,
+        l2: float = 0.0,
+        max_iter: int = 1000,
         seed: int = 0,
     ) -> None:
         self.standardize = standardize
-        self.loss = loss
+        self.loss: Literal["bce", "ce"] = loss
+        self.balanced = balanced
+        self.solver: Literal["adamw", "lbfgs"] = solver
         self.lr = lr
         self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.epochs = epochs
+        self.l2 = l2
+        self.max_iter = max_iter
         self.seed = seed
         self._check_settings()
 
@@ -87,10 +116,11 @@ class LinearHead(SavedHead):
         *,
         validation: tuple[Any, npt.NDArray[Any]] | None = None,
     ) -> Self:
-        """Train on all items, from zero weights.
+        """Train on all items.
 
-        On one machine the same arrays and settings give the same bits. No global random state
-        is read or changed. One float32 copy of ``x`` is held meanwhile.
+        On one machine the same arrays and settings give the same bits, with any number of
+        threads. No global random state is read or changed. With adamw features are read batch by
+        batch, with lbfgs a float32 copy of them is held meanwhile.
 
         Args:
             x: (n_items, dim) features, a floating dtype.
@@ -103,26 +133,7 @@ class LinearHead(SavedHead):
         Raises:
             ValueError: If the shapes or the values are not as above, or if the loss overflows.
         """
-        x, y = np.asarray(x), np.asarray(y)
-        check_training(x, y)
-        if self.loss == "ce":
-            _check_one_hot(y)
-        inputs = np.array(x, dtype=np.float32)
-        mean, scale = _statistics(inputs, standardize=self.standardize)
-        # The same float32 mean as in predict_proba, so that a constant feature is exactly zero
-        # in both and not what is left by rounding.
-        inputs -= mean
-        inputs /= scale
-        weight, bias, curve = self._descend(inputs, y)
-        finite = np.isfinite(curve)
-        if not finite.all():
-            epoch = int(np.argmin(finite))
-            raise ValueError(
-                f"the training loss must stay finite, it became {curve[epoch]} in epoch {epoch}; "
-                f"lower lr (now {self.lr}) or set standardize=true"
-            )
-        self.mean_, self.scale_, self.weight_, self.bias_ = mean, scale, weight, bias
-        self.loss_curve_ = curve
+        fit_linear([self], x, y, [np.ones(len(np.asarray(x)), dtype=bool)])
         return self
 
     def predict_proba(self, x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
@@ -147,7 +158,7 @@ class LinearHead(SavedHead):
                 f"the head was fitted on features of width {len(self.mean_)}, got {x.shape[1]}; "
                 "give it features of the encoder that it was fitted on"
             )
-        activation = _softmax if self.loss == "ce" else _sigmoid
+        activation = softmax if self.loss == "ce" else sigmoid
         scores = np.empty((len(x), len(self.bias_)), dtype=np.float32)
         for start in range(0, len(x), _PREDICT_ROWS):
             rows = slice(start, start + _PREDICT_ROWS)
@@ -162,10 +173,14 @@ class LinearHead(SavedHead):
         return {
             "standardize": self.standardize,
             "loss": self.loss,
+            "balanced": self.balanced,
+            "solver": self.solver,
             "lr": self.lr,
             "weight_decay": self.weight_decay,
             "batch_size": self.batch_size,
             "epochs": self.epochs,
+            "l2": self.l2,
+            "max_iter": self.max_iter,
             "seed": self.seed,
         }
 
@@ -180,107 +195,133 @@ class LinearHead(SavedHead):
             raise ValueError(
                 f"weight_decay must be a number of at least 0, got {self.weight_decay}"
             )
-        if self.batch_size < 1 or self.epochs < 1:
+        if not 0 <= self.l2 < np.inf:
+            raise ValueError(f"l2 must be a number of at least 0, got {self.l2}")
+        if self.solver == "adamw" and self.l2 > 0:
             raise ValueError(
-                "batch_size and epochs must be at least 1, "
-                f"got batch_size={self.batch_size} and epochs={self.epochs}"
+                f"l2 is of solver=lbfgs, got l2={self.l2}; with adamw set weight_decay"
+            )
+        if self.solver == "lbfgs" and self.weight_decay > 0:
+            raise ValueError(
+                f"weight_decay is of solver=adamw, got weight_decay={self.weight_decay}; "
+                "with lbfgs set l2"
+            )
+        if min(self.batch_size, self.epochs, self.max_iter) < 1:
+            raise ValueError(
+                "batch_size, epochs and max_iter must be at least 1, got "
+                f"batch_size={self.batch_size}, epochs={self.epochs} and max_iter={self.max_iter}"
             )
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
 
-    def _descend(
-        self, inputs: npt.NDArray[np.float32], y: npt.NDArray[Any]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """Minimise the loss over ``inputs`` (n_items, dim), already standardised."""
-        import torch  # takes seconds; predicting does without
 
-        order = np.random.default_rng(self.seed)
-        features = torch.from_numpy(inputs)
-        targets, criterion = self._objective(y)
-        weight = torch.zeros(y.shape[1], inputs.shape[1], requires_grad=True)
-        bias = torch.zeros(y.shape[1], requires_grad=True)
-        optimiser = torch.optim.AdamW([weight, bias], lr=self.lr, weight_decay=self.weight_decay)
-        curve = np.zeros(self.epochs)
-        with torch.enable_grad(), _one_thread():
-            for epoch in range(self.epochs):
-                shuffled = torch.from_numpy(order.permutation(len(y)))
-                for start in range(0, len(y), self.batch_size):
-                    batch = shuffled[start : start + self.batch_size]
-                    # index_select takes a third of the time of features[batch].
-                    rows = features.index_select(0, batch)
-                    logits = torch.nn.functional.linear(rows, weight, bias)
-                    loss = criterion(logits, targets.index_select(0, batch))
-                    optimiser.zero_grad()
-                    torch.autograd.backward(loss)
-                    optimiser.step()
-                    curve[epoch] += loss.item() * len(batch) / len(y)
-        return weight.detach().numpy(), bias.detach().numpy(), curve
-
-    def _objective(
-        self, y: npt.NDArray[Any]
-    ) -> "tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]":
-        """Return the targets as the loss wants them, and the loss."""
-        import torch
-
-        if self.loss == "ce":
-            return torch.from_numpy(y.argmax(axis=1)), torch.nn.functional.cross_entropy
-        targets = torch.from_numpy(y.astype(np.float32))
-        return targets, torch.nn.functional.binary_cross_entropy_with_logits
+_Fit = tuple[LinearHead, TrainingSet]
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute in the calling thread alone, and set it back afterwards.
+def fit_linear(
+    heads: Sequence[LinearHead],
+    x: npt.NDArray[np.floating[Any]],
+    y: npt.NDArray[Any],
+    train: Sequence[npt.NDArray[np.bool_]],
+) -> None:
+    """Fit many linear heads, each on its own items of one array, in little more time than one.
 
-    The products of a step are too small to share. Two threads gained nothing on two free cores,
-    and took eight times as long where another process wanted one of them. It also makes the
-    result the same however many cores there are.
+    What a head learns depends on its settings, on its items and, with adamw, on those of the
+    heads of the same seed beside it: the order of items is drawn over all items that train one
+    of them, an item weighs nothing for a head that it does not train, and a batch has about
+    ``batch_size`` items of each. Up to rounding it does not depend on other seeds and settings.
+    Items that train no head influence nothing. A head that is fitted with all items, or beside
+    others with the same items, learns what `LinearHead.fit` on them teaches it.
+
+    Args:
+        heads: They are fitted in place; those that share solver, loss, standardize, balanced,
+            batch_size and epochs are trained together.
+        x: (n_items, dim) features, a floating dtype.
+        y: (n_items, n_outputs) of 0 and 1; with ``loss="ce"`` exactly one 1 in each row.
+        train: (n_heads, n_items), or as many masks (n_items,): which items train each head.
+
+    Raises:
+        ValueError: If the shapes or the values are not as above, a head has no items, or a loss
+            overflows; no head is fitted then.
     """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _statistics(
-    inputs: npt.NDArray[np.float32], *, standardize: bool
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return mean and scale (dim,) of the columns, summed in float64."""
-    dim = inputs.shape[1]
-    if not standardize:
-        return np.zeros(dim, dtype=np.float32), np.ones(dim, dtype=np.float32)
-    mean = inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
-    squares = np.zeros(dim)
-    for start in range(0, len(inputs), _PREDICT_ROWS):
-        centred = inputs[start : start + _PREDICT_ROWS] - mean
-        squares += np.square(centred, dtype=np.float64).sum(axis=0)
-    scale = np.sqrt(squares / len(inputs)).astype(np.float32)
-    scale[scale == 0] = 1
-    return mean, scale
-
-
-def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    # Through the logarithm: no overflow, and small scores keep their order, where
-    # (1 + tanh) / 2 would round all below 6e-8 to a tie.
-    scores: npt.NDArray[np.float32] = np.exp(-np.logaddexp(np.float32(0), -logits))
-    return scores
+    x, y = np.asarray(x), np.asarray(y)
+    check_training(x, y)
+    _check_masks(train, len(heads), len(x))
+    if x.dtype not in (np.float16, np.float32):
+        x = x.astype(np.float32)
+    sets: dict[tuple[bool | str | bytes, ...], TrainingSet] = {}
+    together: dict[tuple[bool | int | str, ...], list[_Fit]] = defaultdict(list)
+    for head, mask in zip(heads, train, strict=True):
+        measured = head.loss, head.standardize, head.balanced
+        key = *measured, np.packbits(mask).tobytes()
+        if key not in sets:
+            sets[key] = _measure(head, x, y, mask)
+        steps = (head.max_iter,) if head.solver == "lbfgs" else (head.batch_size, head.epochs)
+        together[head.solver, *measured, *steps].append((head, sets[key]))
+    solved = [
+        (head, training, solution)
+        for group in together.values()
+        for (head, training), solution in zip(group, _solve(x, y, group), strict=True)
+    ]
+    for head, training, solution in solved:
+        head.mean_, head.scale_ = training.mean, training.scale
+        head.weight_, head.bias_ = solution.weight, solution.bias
+        head.converged_ = np.array(solution.converged)
+        head.loss_curve_ = solution.curve
 
 
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores: npt.NDArray[np.float32] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return scores
+def _check_masks(train: Sequence[npt.NDArray[np.bool_]], n_heads: int, n_items: int) -> None:
+    if len(train) != n_heads:
+        raise ValueError(f"each head needs its own mask of items, got {n_heads} and {len(train)}")
+    for number, mask in enumerate(train):
+        if mask.shape != (n_items,) or mask.dtype != np.bool_:
+            raise ValueError(
+                f"a mask must be ({n_items},) bool, that of head {number} is "
+                f"{mask.shape} {mask.dtype}"
+            )
+        if not mask.any():
+            raise ValueError(f"head {number} has no items to train on; leave that head out")
 
 
-def _check_one_hot(y: npt.NDArray[Any]) -> None:
-    ones = y.sum(axis=1)
-    if y.shape[1] < 2 or (ones != 1).any():
+def _measure(
+    head: LinearHead, x: npt.NDArray[Any], y: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
+) -> TrainingSet:
+    if head.loss == "ce":
+        is_exclusive(y[mask], "ce")
+    return TrainingSet.measure(
+        x,
+        y,
+        np.flatnonzero(mask),
+        loss=head.loss,
+        standardize=head.standardize,
+        balanced=head.balanced,
+    )
+
+
+def _solve(x: npt.NDArray[Any], y: npt.NDArray[Any], fits: Sequence[_Fit]) -> list[Solution]:
+    """Solve for heads that share all settings but lr, weight_decay, l2 and seed."""
+    first = fits[0][0]
+    if first.solver == "lbfgs":
+        penalties = [(training, head.l2) for head, training in fits]
+        solutions = minimise(x, y, penalties, loss=first.loss, max_iter=first.max_iter)
+    else:
+        members = [
+            Member(training, lr=head.lr, weight_decay=head.weight_decay, seed=head.seed)
+            for head, training in fits
+        ]
+        solutions = descend(
+            x, y, members, loss=first.loss, batch_size=first.batch_size, epochs=first.epochs
+        )
+        for head, solution in zip((head for head, _ in fits), solutions, strict=True):
+            _check_finite(head, solution.curve)
+    return solutions
+
+
+def _check_finite(head: LinearHead, curve: npt.NDArray[np.float64]) -> None:
+    finite = np.isfinite(curve)
+    if not finite.all():
+        epoch = int(np.argmin(finite))
         raise ValueError(
-            "loss=ce needs mutually exclusive classes: two or more columns, one 1 in each row; "
-            f"got {y.shape[1]} column(s) and rows with {ones.min():g} to {ones.max():g} ones. "
-            "Use loss=bce."
+            f"the training loss must stay finite, it became {curve[epoch]} in epoch {epoch}; "
+            f"lower lr (now {head.lr}) or set standardize=true"
         )

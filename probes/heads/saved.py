@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SavedHead", "check_features", "check_training"]
+__all__ = ["SavedHead", "check_bag", "check_bag_targets", "check_features", "check_training"]
 
 
 _CHECKED_ROWS = 8192
@@ -79,11 +79,7 @@ def check_training(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
             f"same items, at least one; got {x.shape} and {y.shape}"
         )
     check_features(x)
-    if not ((y == 0) | (y == 1)).all():
-        raise ValueError(
-            f"targets must be 0 or 1, got {y[(y != 0) & (y != 1)][0]}; "
-            "leave out items without a label, write classes as one column each"
-        )
+    _check_zero_or_one(y)
 
 
 def check_features(x: npt.NDArray[Any]) -> None:
@@ -102,3 +98,55 @@ def check_features(x: npt.NDArray[Any]) -> None:
         if not finite.all():
             row = start + int(np.argmin(finite))
             raise ValueError(f"features must be finite, row {row} is not; leave that item out")
+
+
+def check_bag_targets(n_bags: int, y: npt.NDArray[Any]) -> None:
+    """Refuse targets that do not belong to so many bags.
+
+    Args:
+        n_bags: Number of bags.
+        y: (n_items, n_outputs) targets of 0 and 1.
+
+    Raises:
+        ValueError: If the shape or the values are others.
+    """
+    if y.ndim != 2 or n_bags != len(y) or n_bags == 0 or y.shape[1] == 0:
+        raise ValueError(
+            "a head is fitted on bags (n_rows, dim) and targets (n_items, n_outputs) of the same "
+            f"items, at least one; got {n_bags} bags and {y.shape}"
+        )
+    _check_zero_or_one(y)
+
+
+def check_bag(bag: npt.NDArray[Any], number: int) -> None:
+    """Refuse a bag that is not (n_rows, dim) finite floats with at least one row.
+
+    Args:
+        bag: The rows of one item.
+        number: The item's, for messages.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    if bag.ndim != 2 or not np.issubdtype(bag.dtype, np.floating):
+        raise ValueError(f"bag {number} must be (n_rows, dim) floats, got {bag.shape} {bag.dtype}")
+    if len(bag) == 0:
+        raise ValueError(f"bag {number} has no rows; leave that item out")
+    for start in range(0, len(bag), _CHECKED_ROWS):
+        if not _is_finite(bag[start : start + _CHECKED_ROWS]):
+            raise ValueError(f"features must be finite, bag {number} is not; leave that item out")
+
+
+def _is_finite(rows: npt.NDArray[np.floating[Any]]) -> bool:
+    if rows.dtype != np.float16 or not rows.flags.c_contiguous:
+        return bool(np.isfinite(rows).all())
+    # All bits of the exponent are set. numpy's own test of halves takes ten times as long.
+    return bool((rows.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
+
+
+def _check_zero_or_one(y: npt.NDArray[Any]) -> None:
+    if not ((y == 0) | (y == 1)).all():
+        raise ValueError(
+            f"targets must be 0 or 1, got {y[(y != 0) & (y != 1)][0]}; "
+            "leave out items without a label, write classes as one column each"
+        )

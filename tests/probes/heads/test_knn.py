@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from probes.heads import KnnHead
+from probes.heads.knn import _Shortlist
 
 Array = npt.NDArray[Any]
 
@@ -47,16 +48,18 @@ class TestKnn:
         np.testing.assert_array_equal(index, expected)
         np.testing.assert_allclose(cosine, 1 - distance, atol=1e-6)
 
-    @given(seed=st.integers(0, 10_000), k=st.integers(1, 12))
+    @given(seed=st.integers(0, 10_000), k=st.integers(1, 12), tile=st.sampled_from([5, 16, 4096]))
     @settings(max_examples=30, deadline=None)
-    def test_equal_rows_come_in_their_order(self, seed: int, k: int) -> None:
+    def test_equal_rows_come_in_their_order(self, seed: int, k: int, tile: int) -> None:
         # Few distinct directions, so most neighbours tie; rows four times as long tie, too.
         draws = np.random.default_rng(seed)
         distinct = draws.standard_normal((4, 67)).astype(np.float32)
         kind = draws.integers(4, size=83)
         x = distinct[kind] * draws.choice([1, 4], size=(83, 1)).astype(np.float32)
         new = draws.standard_normal((3, 67)).astype(np.float32)
-        index, cosine = KnnHead(k=k).fit(x, np.ones((83, 2))).neighbours(new)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("probes.heads.knn._TILE", tile)
+            index, cosine = KnnHead(k=k).fit(x, np.ones((83, 2))).neighbours(new)
         exact = distinct.astype(float) / np.linalg.norm(distinct.astype(float), axis=1)[:, None]
         expected = [
             np.lexsort((np.arange(83), -(exact @ query.astype(float))[kind]))[:k] for query in new
@@ -64,6 +67,52 @@ class TestKnn:
         np.testing.assert_array_equal(index, expected)
         reference = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(x)
         np.testing.assert_allclose(cosine, 1 - reference.kneighbors(new)[0], atol=1e-5)
+
+    @pytest.mark.parametrize("order", ["drawn", "by-class", "by-likeness"])
+    @pytest.mark.parametrize("k", [1, 20, 700])
+    def test_tiles_change_nothing(
+        self, k: int, order: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draws = np.random.default_rng(k)
+        centre = draws.standard_normal((5, 33))
+        kind = draws.integers(5, size=701)
+        x = (centre[kind] + draws.standard_normal((701, 33)) / 4).astype(np.float32)
+        new = (centre + draws.standard_normal((5, 33)) / 4).astype(np.float32)
+        if order == "by-class":
+            x = x[np.argsort(kind, kind="stable")]
+        if order == "by-likeness":
+            x = x[np.argsort(x @ new[0])]
+        whole = KnnHead(k=k).fit(x, np.ones((701, 2))).neighbours(new)
+        monkeypatch.setattr("probes.heads.knn._TILE", 32)
+        tiles = KnnHead(k=k).fit(x, np.ones((701, 2))).neighbours(new)
+        for expected, got in zip(whole, tiles, strict=True):
+            np.testing.assert_array_equal(got, expected)
+        reference = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute")
+        distance, expected = reference.fit(x.astype(float)).kneighbors(new.astype(float))
+        np.testing.assert_array_equal(tiles[0], expected)
+        np.testing.assert_allclose(tiles[1], 1 - distance, atol=1e-6)
+
+    @pytest.mark.parametrize("dim", [67, 768, 1024])
+    def test_very_many_equal_rows_are_thinned_out_on_the_way(
+        self, dim: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draws = np.random.default_rng(dim)
+        distinct = draws.standard_normal((3, dim)).astype(np.float32)
+        x = distinct[draws.integers(3, size=997)]
+        expected = [np.flatnonzero((x == row).all(axis=1))[:4] for row in distinct]
+        head = KnnHead(k=4).fit(x, np.ones((997, 2)))
+        np.testing.assert_array_equal(head.neighbours(distinct)[0], expected)
+        thinned = []
+        k_best = _Shortlist._k_best
+        monkeypatch.setattr(
+            _Shortlist, "_k_best", lambda self: (thinned.append(len(self._query)), k_best(self))[1]
+        )
+        monkeypatch.setattr("probes.heads.knn._TILE", 50)
+        monkeypatch.setattr("probes.heads.knn._BLOCK", 256)
+        np.testing.assert_array_equal(head.neighbours(distinct)[0], expected)
+        # Three queries, one a block: each shortlist was thinned out once in three tiles or so.
+        assert len(thinned) > 3 * 4
+        assert max(thinned) <= 64 + 53
 
     def test_blocks_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x, y, new = random_task()

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,11 @@ Array = npt.NDArray[Any]
 class TestContract(HeadContract):
     name = "linear"
     settings = {"epochs": 6, "batch_size": 16, "lr": 0.1}  # noqa: RUF012
+
+
+class TestContractOfTheOptimum(HeadContract):
+    name = "linear"
+    settings = {"solver": "lbfgs", "l2": 0.05, "balanced": True}  # noqa: RUF012
 
 
 class TestLinear:
@@ -146,6 +151,183 @@ class TestLinear:
         with pytest.raises(ValueError, match=r"finite, it became (nan|inf) in epoch 1; lower lr"):
             head.fit(1000 * x, y)
         assert not hasattr(head, "weight_")
+
+
+def correlated(n_items: int, dim: int, n_outputs: int, noise: float) -> tuple[Array, Array]:
+    """Features along few directions, scaled from 0.01 to 100, and a class of each item."""
+    draws = np.random.default_rng(2)
+    factors = draws.standard_normal((n_items, dim // 4))
+    x = factors @ draws.standard_normal((dim // 4, dim))
+    x = (x + noise * draws.standard_normal(x.shape)) * np.geomspace(0.01, 100, dim)
+    logits = factors @ draws.standard_normal((dim // 4, n_outputs))
+    label = (logits + 2 * draws.gumbel(size=logits.shape)).argmax(axis=1)
+    return x.astype(np.float32), label
+
+
+def objective(head: LinearHead, x: Array, y: Array) -> tuple[float, float]:
+    """The objective of lbfgs and the largest component of its gradient, in float64."""
+    inputs = (x - head.mean_.astype(float)) / head.scale_
+    weight = head.weight_.astype(float)
+    logits = inputs @ weight.T + head.bias_
+    if head.loss == "ce":
+        logits -= logits.max(axis=1, keepdims=True)
+        scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        losses = -np.log(scores[y == 1])
+    else:
+        scores = 1 / (1 + np.exp(-logits))
+        losses = (np.logaddexp(0, logits) - y * logits).sum(axis=1)
+    residuals = (scores - y) / len(x)
+    gradient = residuals.T @ inputs + head.l2 * weight
+    largest = max(abs(gradient).max(), abs(residuals.sum(axis=0)).max())
+    return losses.mean() + head.l2 / 2 * (weight**2).sum(), largest
+
+
+class TestOptimum:
+    @pytest.mark.parametrize("loss", ["bce", "ce"])
+    @pytest.mark.parametrize("l2", [1e-3, 0.1])
+    @pytest.mark.parametrize(
+        ("n_items", "noise"),
+        [
+            pytest.param(407, 1.0, id="well-conditioned"),
+            pytest.param(407, 1e-3, id="correlated"),
+            pytest.param(23, 1e-3, id="fewer-items-than-features"),
+        ],
+    )
+    def test_it_is_that_of_scikit_learn(
+        self, loss: Literal["bce", "ce"], l2: float, n_items: int, noise: float
+    ) -> None:
+        x, label = correlated(n_items, 40, 3, noise)
+        y = np.eye(3)[label]
+        head = LinearHead(solver="lbfgs", loss=loss, l2=l2).fit(x, y)
+        assert head.converged_
+        value, largest = objective(head, x, y)
+        assert largest < 1.5e-6  # the weights are rounded to float32
+        assert head.loss_curve_[-1] == pytest.approx(value, rel=1e-6)
+        assert (np.diff(head.loss_curve_) < 1e-9).all()
+        scaled = (x - x.mean(axis=0, dtype=float)) / x.std(axis=0, dtype=float)
+        settings = {"C": 1 / (l2 * n_items), "tol": 1e-6, "max_iter": 10_000}
+        if loss == "ce":
+            expected = LogisticRegression(**settings).fit(scaled, label).predict_proba(scaled)
+        else:
+            columns = [LogisticRegression(**settings).fit(scaled, column) for column in y.T]
+            expected = np.stack([one.predict_proba(scaled)[:, 1] for one in columns], axis=1)
+        scores = head.predict_proba(x)
+        np.testing.assert_allclose(scores, expected, atol=2e-4)
+        if loss == "ce":
+            losses = [log_loss(label, some) for some in (scores, expected)]
+        else:
+            losses = [
+                np.mean([log_loss(y[:, c], some[:, c]) for c in range(3)])
+                for some in (scores, expected)
+            ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+    @pytest.mark.parametrize("loss", ["bce", "ce"])
+    def test_balanced_classes_weigh_alike(self, loss: Literal["bce", "ce"]) -> None:
+        x, label = correlated(301, 12, 3, 1.0)
+        label[label == 2] = np.where(np.arange(sum(label == 2)) < 9, 2, 1)
+        y = np.eye(3)[label]
+        head = LinearHead(solver="lbfgs", loss=loss, l2=0.01, balanced=True).fit(x, y)
+        scaled = (x - x.mean(axis=0, dtype=float)) / x.std(axis=0, dtype=float)
+        settings: dict[str, Any] = {"C": 1 / (0.01 * 301), "tol": 1e-7, "max_iter": 1000}
+        if loss == "ce":
+            reference = LogisticRegression(class_weight="balanced", **settings).fit(scaled, label)
+            expected = reference.predict_proba(scaled)
+        else:
+            weights = [{0: 1.0, 1: (301 - n) / n} for n in y.sum(axis=0)]
+            columns = [
+                LogisticRegression(class_weight=weight, **settings).fit(scaled, column)
+                for weight, column in zip(weights, y.T, strict=True)
+            ]
+            expected = np.stack([one.predict_proba(scaled)[:, 1] for one in columns], axis=1)
+        np.testing.assert_allclose(head.predict_proba(x), expected, atol=1e-4)
+
+    def test_classes_that_are_separated_end_with_large_weights(self) -> None:
+        x = np.array([[-2.0, 0.1], [-1.0, 0.3], [1.0, 0.2], [2.0, 0.4]], dtype=np.float32)
+        y = np.array([[0], [0], [1], [1]])
+        head = LinearHead(solver="lbfgs").fit(x, y)
+        assert head.converged_
+        assert head.loss_curve_[-1] < 1e-4
+        np.testing.assert_allclose(head.predict_proba(x), y, atol=1e-4)
+
+    def test_the_number_of_iterations_is_bounded(self) -> None:
+        x, label = correlated(101, 12, 3, 1.0)
+        head = LinearHead(solver="lbfgs", max_iter=3).fit(x, np.eye(3)[label])
+        assert not head.converged_
+        assert head.loss_curve_.shape == (3,)
+
+    def test_outputs_of_one_value_and_features_without_variance(self) -> None:
+        x, y = np.full((7, 2), 3.3, dtype=np.float32), np.zeros((7, 3))
+        y[:, 1], y[:2, 2] = 1, 1
+        head = LinearHead(solver="lbfgs", balanced=True).fit(x, y)
+        assert head.converged_
+        np.testing.assert_array_equal(head.weight_, np.zeros((3, 2)))
+        np.testing.assert_allclose(head.predict_proba(x)[0], [0, 1, 0.5], atol=1e-4)
+
+    def test_features_beyond_float32_products(self) -> None:
+        x, label = correlated(31, 5, 2, 1.0)
+        head = LinearHead(solver="lbfgs", standardize=False)
+        with pytest.raises(
+            ValueError, match=r"must have squares within float32.*set standardize=true"
+        ):
+            head.fit(x * np.float32(1e30), np.eye(2)[label])
+        assert not hasattr(head, "weight_")
+
+
+class TestBalance:
+    @pytest.mark.parametrize("loss", ["bce", "ce"])
+    def test_descent_weighs_as_torch_does(self, loss: Literal["bce", "ce"]) -> None:
+        x, label = correlated(59, 8, 3, 1.0)
+        label[:5] = [0, 1, 2, 2, 1]
+        y = np.eye(3)[label]
+        head = LinearHead(loss=loss, balanced=True, standardize=False, epochs=6, batch_size=17)
+        head.fit(x, y)
+        ones = torch.from_numpy(y.sum(axis=0))
+        criterion: torch.nn.Module
+        if loss == "ce":
+            criterion = torch.nn.CrossEntropyLoss(weight=59 / (3 * ones))
+        else:
+            criterion = torch.nn.BCEWithLogitsLoss(pos_weight=(59 - ones) / ones)
+        model = torch.nn.Linear(8, 3, dtype=torch.float64)
+        torch.nn.init.zeros_(model.weight)
+        torch.nn.init.zeros_(model.bias)
+        adamw = torch.optim.AdamW(model.parameters(), lr=head.lr, weight_decay=0)
+        order = np.random.default_rng(head.seed)
+        inputs, targets = torch.from_numpy(x.astype(float)), torch.from_numpy(y)
+        for _ in range(6):
+            shuffled = order.permutation(59)
+            for start in range(0, 59, 17):
+                rows = shuffled[start : start + 17]
+                adamw.zero_grad()
+                # Of probabilities, also classes: torch then takes the mean over items.
+                torch.autograd.backward(criterion(model(inputs[rows]), targets[rows]))
+                adamw.step()
+        np.testing.assert_allclose(head.weight_, model.weight.detach(), atol=1e-6)
+        np.testing.assert_allclose(head.bias_, model.bias.detach(), atol=1e-6)
+
+    def test_an_output_of_one_value_is_left_as_it_is(self) -> None:
+        x, y, _ = random_task()
+        y[:, 0], y[:, 1] = 0, 1
+        plain = LinearHead(epochs=4).fit(x, y)
+        balanced = LinearHead(epochs=4, balanced=True).fit(x, y)
+        np.testing.assert_array_equal(balanced.weight_[:2], plain.weight_[:2])
+        assert (balanced.weight_[2] != plain.weight_[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"l2": 0.1}, "of solver=lbfgs, got l2=0.1; with adamw set", id="l2"),
+        pytest.param({"l2": -1.0}, "l2 must be a number of at least 0, got -1", id="negative"),
+        pytest.param(
+            {"solver": "lbfgs", "weight_decay": 0.1}, "got weight_decay=0.1; with lbfgs", id="decay"
+        ),
+        pytest.param({"max_iter": 0}, "at least 1, got .* max_iter=0", id="iterations"),
+    ],
+)
+def test_settings_of_the_other_solver_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_head("linear", **settings)
 
 
 def test_a_learning_rate_beyond_float32_is_refused() -> None:

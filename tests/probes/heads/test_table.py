@@ -37,7 +37,12 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("name", "texts", "message"),
         [
-            pytest.param("liner", [], "no head 'liner'; known heads: knn, linear", id="head"),
+            pytest.param(
+                "liner",
+                [],
+                "no head 'liner'; known heads: abmil, knn, linear, logistic, xgboost",
+                id="head",
+            ),
             pytest.param(
                 "knn", ["lr=1"], "knn has no setting 'lr'; it has: k, temperature", id="setting"
             ),

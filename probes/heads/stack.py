@@ -1,0 +1,338 @@
+"""Many linear models side by side: one gathered batch and one product serve all of them."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.heads.training_set import Loss, Solution, TrainingSet, cross_entropy, one_thread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Member", "descend"]
+
+Array = npt.NDArray[np.float32]
+
+_WIDE, _WIDEST = 64, 192
+"""Columns from which on a stack is cut in two, and of the largest piece.
+
+The pieces train in threads of their own. Each gathers its batches itself, which takes as long as
+the products of some 15 columns.
+"""
+
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One model of a stack.
+
+    Attributes:
+        training: Its items.
+        lr: Learning rate.
+        weight_decay: AdamW's.
+        seed: Of the order of the items.
+    """
+
+    training: TrainingSet
+    lr: float
+    weight_decay: float
+    seed: int
+
+
+def descend(
+    x: npt.NDArray[np.floating[Any]],
+    y: npt.NDArray[Any],
+    members: Sequence[Member],
+    *,
+    loss: Loss,
+    batch_size: int,
+    epochs: int,
+) -> list[Solution]:
+    """Train linear models by AdamW from zero weights, side by side.
+
+    Members of one seed see the same batches: their order is drawn over all items that train one
+    of them, and an item weighs nothing for a member that it does not train. A batch is larger
+    than ``batch_size`` by as much as the mean training set is smaller than all those items. To a
+    member without items in a batch, that batch has a gradient of zero.
+
+    Nothing depends on the number of threads, which is torch's, but the time.
+
+    Args:
+        x: (n_items, dim) float16 or float32, read batch by batch.
+        y: (n_items, n_outputs) of 0 and 1.
+        members: The models.
+        loss: "bce", mean over items and outputs of the sigmoids' cross-entropies, or "ce", mean
+            over items of the softmax's.
+        batch_size: Items of a member in a step, about; exactly if its items are all there are.
+        epochs: Passes over the items.
+
+    Returns:
+        What each member learned, in their order. Losses may be infinite or not a number.
+
+    References:
+        Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2,
+        with the constants and the order of operations of torch.optim.AdamW.
+    """
+    by_seed: dict[int, list[int]] = defaultdict(list)
+    for number, member in enumerate(members):
+        by_seed[member.seed].append(number)
+    stacks: list[tuple[_Batches, list[int]]] = []
+    for seed, numbers in by_seed.items():
+        batches = _Batches(x, y, [members[n].training for n in numbers], loss, batch_size, seed)
+        numbers.sort(key=lambda n: batches.set_of(members[n]))
+        n_pieces = _n_pieces(len(numbers), y.shape[1])
+        stacks.extend((batches, one.tolist()) for one in np.array_split(numbers, n_pieces))
+    stop = Event()
+    solutions: dict[int, Solution] = {}
+    with one_thread() as threads, ThreadPoolExecutor(min(threads, len(stacks))) as pool:
+        running = [
+            pool.submit(_train, batches, [members[n] for n in numbers], epochs, stop)
+            for batches, numbers in stacks
+        ]
+        try:
+            for (_, numbers), future in zip(stacks, running, strict=True):
+                solutions.update(zip(numbers, future.result(), strict=True))
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [solutions[number] for number in range(len(members))]
+
+
+class _Batch(NamedTuple):
+    """Items of one step.
+
+    inputs: (n, dim) less the mean that all items of the seed share. targets: (n_outputs, n).
+    weights: (n_sets, n_outputs or 1, n), zero for an item that a set does not have.
+    counts: (n_sets,) items of each set. last: whether it is the last of its epoch.
+    """
+
+    inputs: "Tensor"
+    targets: "Tensor"
+    weights: "Tensor"
+    counts: list[int]
+    last: bool
+
+
+class _Batches:
+    """The batches that all members of one seed share."""
+
+    def __init__(
+        self,
+        x: npt.NDArray[np.floating[Any]],
+        y: npt.NDArray[Any],
+        sets: Sequence[TrainingSet],
+        loss: Loss,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.x, self.loss, self.seed, self.n_outputs = x, loss, seed, y.shape[1]
+        self.sets = list({id(one): one for one in sets}.values())
+        self.items = np.unique(np.concatenate([one.items for one in self.sets]))
+        self.within = np.stack([np.isin(self.items, one.items) for one in self.sets])
+        self.size = min(len(self.items), round(batch_size / self.within.mean()))
+        # Any would do; this one leaves little to shift in each set.
+        mean = np.mean([one.mean for one in self.sets], axis=0, dtype=np.float64)
+        self.mean = mean.astype(np.float32)
+        targets = y[self.items].astype(np.float32)
+        weights = np.broadcast_arrays(*(one.weights(targets, loss) for one in self.sets))
+        own = [w * within[:, np.newaxis] for w, within in zip(weights, self.within, strict=True)]
+        # (n_items, n_columns): what a step needs of an item beside its features.
+        self.table = np.concatenate([targets, *own], axis=1)
+
+    def set_of(self, member: Member) -> int:
+        """Return the number of a member's training set."""
+        return next(n for n, one in enumerate(self.sets) if one is member.training)
+
+    def drawn(self, epochs: int) -> Iterator[_Batch]:
+        """Yield the batches of all epochs; each overwrites the one before."""
+        slot = _Slot(self)
+        for rows, counts, last in self._parts(epochs):
+            yield slot.gather(rows, counts, last)
+
+    def _parts(self, epochs: int) -> Iterator[tuple[npt.NDArray[np.int64], list[int], bool]]:
+        """Yield numbers of items (n,), how many each set has, whether they end an epoch."""
+        order = np.random.default_rng(self.seed)
+        starts = np.arange(0, len(self.items), self.size)
+        for _ in range(epochs):
+            shuffled = order.permutation(len(self.items))
+            counts = np.add.reduceat(self.within[:, shuffled], starts, axis=1, dtype=np.int64)
+            for number, start in enumerate(starts):
+                rows = shuffled[start : start + self.size]
+                yield rows, counts[:, number].tolist(), number == len(starts) - 1
+
+
+class _Slot:
+    """Memory of one batch."""
+
+    def __init__(self, batches: _Batches) -> None:
+        import torch
+
+        self.batches = batches
+        shape = batches.size, batches.x.shape[1]
+        self.inputs = torch.empty(shape)
+        # Halves are gathered as they are.
+        halves = batches.x.dtype == np.float16
+        self.raw = np.empty(shape, np.float16) if halves else self.inputs.numpy()
+        self.mean = torch.from_numpy(batches.mean)
+
+    def gather(self, rows: npt.NDArray[np.int64], counts: list[int], last: bool) -> _Batch:
+        """Fill it with these of the items."""
+        import torch
+
+        batches = self.batches
+        raw, inputs = self.raw[: len(rows)], self.inputs[: len(rows)]
+        # mode: the default fills a copy first, in case a row is out of range.
+        batches.x.take(batches.items[rows], axis=0, out=raw, mode="clip")
+        if raw.dtype == np.float16:
+            inputs.copy_(torch.from_numpy(raw))
+        inputs.sub_(self.mean)
+        table = torch.from_numpy(batches.table.take(rows, axis=0).T.copy())
+        targets, weights = table[: batches.n_outputs], table[batches.n_outputs :]
+        return _Batch(
+            inputs=inputs,
+            targets=targets,
+            weights=weights.view(len(batches.sets), -1, len(rows)),
+            counts=counts,
+            last=last,
+        )
+
+
+def _train(
+    batches: _Batches, members: Sequence[Member], epochs: int, stop: Event
+) -> list[Solution]:
+    """Train members of one seed, or until an epoch at whose end ``stop`` is set."""
+    stack = _Stack(batches, members)
+    curve = []
+    for batch in batches.drawn(epochs):
+        stack.step(batch)
+        if batch.last:
+            curve.append(stack.losses.numpy().copy())
+            stack.losses.zero_()
+            if stop.is_set():
+                break
+    learned = stack.parameters.numpy().reshape(len(members), batches.n_outputs, -1)
+    return [
+        Solution(
+            weight=one[:, :-1].copy(),
+            bias=one[:, -1].copy(),
+            curve=losses / (len(member.training.items) * stack.per_item),
+            converged=False,
+        )
+        for member, one, losses in zip(members, learned, np.stack(curve, axis=1), strict=True)
+    ]
+
+
+class _Stack:
+    """Parameters of some members, one row for each output of each, and how they move.
+
+    Members of one training set stand beside each other.
+
+    Parameters are for features standardised by each member's own training set. Rather than
+    these, the weights are divided by the scales, and shifts go to the biases: there are fewer
+    weights than inputs.
+    """
+
+    def __init__(self, batches: _Batches, members: Sequence[Member]) -> None:
+        import torch
+
+        self.loss, self.n_outputs = batches.loss, batches.n_outputs
+        self.per_item = self.n_outputs if self.loss == "bce" else 1
+        sets = np.array([batches.set_of(member) for member in members])
+        rows = torch.from_numpy(np.repeat(sets, self.n_outputs))
+        self.losses = torch.zeros(len(members), dtype=torch.float64)  # sums over an epoch
+        self.parameters = torch.zeros(len(rows), batches.x.shape[1] + 1)  # biases last
+        self.gradient = torch.empty_like(self.parameters)
+        self.weight, self.bias = self.parameters[:, :-1], self.parameters[:, -1:]
+        self.by_weight, self.by_bias = self.gradient[:, :-1], self.gradient[:, -1:]
+        self.parts = [
+            (number, slice(*np.searchsorted(sets, [number, number + 1]).tolist()))
+            for number in np.unique(sets).tolist()
+        ]
+        factors = np.stack([one.varies / one.scale for one in batches.sets]).astype(np.float32)
+        shifts = np.stack([one.mean - batches.mean for one in batches.sets])
+        self.factor = torch.from_numpy(factors)[rows]
+        self.shift = torch.from_numpy(shifts)[rows] if shifts.any() else None
+        self.scaled = torch.empty_like(self.factor)
+        self.logits = torch.empty(len(rows) * batches.size)
+        self.adamw = _AdamW(
+            self.parameters,
+            lr=np.repeat([one.lr for one in members], self.n_outputs),
+            weight_decay=np.repeat([one.weight_decay for one in members], self.n_outputs),
+        )
+
+    def step(self, batch: _Batch) -> None:
+        """Take a step, and add the losses before it to the sums."""
+        import torch
+
+        torch.mul(self.weight, self.factor, out=self.scaled)
+        bias = self.bias
+        if self.shift is not None:
+            bias = bias - torch.linalg.vecdot(self.scaled, self.shift)[:, None]
+        n_rows, n_items = len(self.scaled), len(batch.inputs)
+        # Rows of logits and columns of items: MKL multiplies thin matrices twice as fast so.
+        logits = self.logits[: n_rows * n_items].view(n_rows, n_items)
+        torch.addmm(bias, self.scaled, batch.inputs.t(), out=logits)
+        members = logits.view(-1, self.n_outputs, n_items)
+        for number, part in self.parts:
+            self.losses[part] += cross_entropy(
+                self.loss, members[part], batch.targets, batch.weights[number]
+            )
+        torch.mm(logits, batch.inputs, out=self.by_weight)
+        torch.sum(logits, dim=1, keepdim=True, out=self.by_bias)
+        if self.shift is not None:
+            self.by_weight.addcmul_(self.by_bias, self.shift, value=-1)
+        self.by_weight.mul_(self.factor)
+        # Divided only now: sums of residuals that cancel are zero, which Adam does not scale up.
+        gradients = self.gradient.view(len(members), self.n_outputs, -1)
+        for number, part in self.parts:
+            gradients[part].div_(max(1, batch.counts[number]) * self.per_item)
+        self.adamw.step(self.gradient)
+
+
+class _AdamW:
+    """AdamW with a learning rate and a decay for each row of parameters."""
+
+    def __init__(
+        self,
+        parameters: "Tensor",
+        *,
+        lr: npt.NDArray[np.float64],
+        weight_decay: npt.NDArray[np.float64],
+    ) -> None:
+        import torch
+
+        self.parameters, self.steps = parameters, 0
+        self.first, self.second = torch.zeros_like(parameters), torch.zeros_like(parameters)
+        self.direction = torch.empty_like(parameters)
+        self.lr = torch.from_numpy(lr.astype(np.float32))[:, None]
+        self.kept = torch.from_numpy((1 - lr * weight_decay).astype(np.float32))[:, None]
+        self.decays = bool(weight_decay.any())
+
+    def step(self, gradient: "Tensor") -> None:
+        """Move the parameters."""
+        import torch
+
+        self.steps += 1
+        self.first.lerp_(gradient, 1 - _BETA1)
+        self.second.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+        # direction = (first / c1) / (sqrt(second / c2) + eps), c1 and c2 for the start from zero
+        root = (1 - _BETA2**self.steps) ** 0.5
+        torch.sqrt(self.second, out=self.direction).add_(_EPS * root)
+        torch.div(self.first, self.direction, out=self.direction)
+        if self.decays:
+            self.parameters.mul_(self.kept)
+        self.parameters.addcmul_(self.direction, self.lr, value=-root / (1 - _BETA1**self.steps))
+
+
+def _n_pieces(n_members: int, n_outputs: int) -> int:
+    """Return into how many stacks members of one seed are cut."""
+    columns = n_members * n_outputs
+    return 1 if columns < _WIDE else min(n_members, 2 * -(-columns // (2 * _WIDEST)))
