@@ -1,28 +1,35 @@
 """Classification metrics of one set of scores, for many weightings of its items at once.
 
 A bootstrap replicate is a weight for each item (how often it was drawn), so a thousand of them
-are one matrix. Metrics that count items are then matrix products, and an AUC sorts its scores
-once for all replicates.
+are one matrix, and a metric is a few matrix products. scikit-learn has most of these metrics, but
+for one weighting a call, far too slow for thousands; the tests hold ours to it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from probes.metrics.calibration import Calibration
+from probes.metrics.counting import Counting
+from probes.metrics.names import Kind, Metric, MetricName, check_metrics
+from probes.metrics.phases import Phases, check_sequences
+from probes.metrics.ranking import Ranking
+from probes.metrics.thresholds import check_thresholds, decide
+
 __all__ = ["METRICS", "Kind", "Metric", "Scores", "evaluate"]
 
-Kind = Literal["binary", "multiclass", "multilabel"]
-Metric = Literal["auc", "accuracy", "precision", "recall", "f1"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS: tuple[Metric, ...] = ("auc", "accuracy", "precision", "recall", "f1")
+"""What is computed if nothing else is asked for."""
 
 _Float = npt.NDArray[np.float64]
 _Bool = npt.NDArray[np.bool_]
+_Measure = Callable[[_Float], Mapping[Metric, tuple[_Float, _Float | None]]]
 
 _BLOCK = 2**22
-"""Numbers in the largest temporary array: 32 MB as float64."""
+"""Numbers in a block of weights: 32 MB as float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +43,10 @@ class Scores:
     overall: dict[Metric, _Float]
     """(...) of each metric."""
     per_class: dict[Metric, _Float]
-    """(..., n_outputs) of each metric that has a value for each class; multiclass accuracy has
-    none."""
+    """(..., n_outputs) of each metric that has a value for each class."""
     auc_skipped: tuple[int, ...]
-    """Columns that the overall AUC leaves out: their items all have, or all lack, the label."""
+    """Columns whose items all have, or all lack, the label. What compares two sides, as an AUC,
+    leaves them out of its overall value."""
 
 
 def evaluate(
@@ -49,19 +56,22 @@ def evaluate(
     *,
     weights: npt.NDArray[Any] | None = None,
     metrics: Sequence[Metric] = METRICS,
+    thresholds: Mapping[str, npt.ArrayLike] | None = None,
+    sequences: npt.ArrayLike | None = None,
+    fps: float = 1.0,
 ) -> Scores:
     """Compare scores with the truth.
 
-    A label is given where ``score >= 0.5`` (binary, multilabel), or to the class with the highest
-    score, the first of equals (multiclass). Precision, recall and F1 are those of each column's
-    label; where one divides by zero it is 0. The overall value is the unweighted mean over the
-    columns (macro), except multiclass accuracy: the share of items that are right.
+    A label is given where ``score >= threshold``, 0.5 if the metric's name has no ``@`` (binary,
+    multilabel), or to the class with the highest score, the first of equals (multiclass). A plain
+    name is of the positive class (binary), the unweighted mean over classes (multiclass; accuracy,
+    kappa and MCC are of the whole table), or the mean over labels, each with its positive class
+    (multilabel). ``macro_``, ``weighted_`` and ``micro_`` are scikit-learn's ``average``, over
+    both classes if binary; ``twoclass_`` is the mean of both classes of each label.
 
-    The AUC of a column is the chance that an item with the label scores higher than one without,
-    ties counting half; multiclass columns are taken one against the rest. Which columns the
-    overall AUC skips does not depend on the weights: a replicate that lost all positives of
-    another column is NaN there and overall, rather than a mean over fewer classes. Its precision,
-    recall and F1 are NaN likewise.
+    Where precision and the like divide by zero they are 0. A replicate that drew no item of a
+    class, though there are some, is NaN there and overall, rather than 0 or a mean over fewer
+    classes. What is skipped does not depend on the weights; see `Scores.auc_skipped`.
 
     Args:
         truth: (n_items, n_outputs) of 0 and 1: one column (binary), or one 1 in each row
@@ -70,60 +80,80 @@ def evaluate(
         kind: What the columns are.
         weights: (..., n_items) of at least 0, not all 0 along the items; a weight of 2 is the
             same as an item that stands there twice. None is 1 for each item.
-        metrics: What to compute.
+        metrics: What to compute; `probes.metrics.names` has the names.
+        thresholds: For each rule that a metric's ``@`` names, (n_outputs,): what
+            `probes.metrics.thresholds.thresholds_from` gave of validation items. An output whose
+            threshold is NaN is NaN, and with it the overall value.
+        sequences: (n_items,) the video of each frame, for ``video_`` and ``relaxed_``; frames of
+            a video stand in order of time and weigh the same.
+        fps: Frames a second, for ``relaxed_``.
 
     Returns:
-        Overall values and those of each class.
+        Overall values and those of each class, under the names that were given.
 
     Raises:
-        ValueError: If an argument is not as above.
+        ValueError: If an argument is not as above, or one that a metric needs is missing.
 
     References:
-        AUC as the Mann-Whitney statistic: Hanley and McNeil, Radiology 143 (1982) 29-36. The rest
-        as in Sokolova and Lapalme, Information Processing and Management 45 (2009) 427-437.
+        `probes.metrics.ranking`, `counting`, `calibration` and `phases` name them.
     """
     truth, scores = np.asarray(truth), np.asarray(scores)
     _check_truth(truth, scores, kind)
-    _check_metrics(metrics)
+    if not np.issubdtype(scores.dtype, np.floating):
+        scores = scores.astype(np.float64)
+    names = check_metrics(metrics, kind)
+    chosen = check_thresholds(names, thresholds, truth.shape[1])
     weights = np.ones(len(truth)) if weights is None else np.asarray(weights)
     _check_weights(weights, len(truth))
-    truth, decided = truth.astype(bool), _decide(scores, kind)
-    rankings = [_rank(*column) for column in zip(truth.T, scores.T, strict=True)]
-    blocks = []
+    labels = truth.astype(bool)
+    measures = list(_measures(labels, scores, kind, names, chosen, sequences, fps))
+    overall: dict[Metric, list[_Float]] = {name.text: [] for name in names}
+    per_class: dict[Metric, list[_Float]] = {name.text: [] for name in names}
     for block in _blocks(weights.reshape(-1, len(truth))):
-        values = _count(truth, decided, block, kind)
-        if "auc" in metrics:
-            values["auc"] = _auc(rankings, block)
-        blocks.append(values)
+        for measure in measures:
+            for metric, (value, columns) in measure(block).items():
+                overall[metric].append(value)
+                if columns is not None:
+                    per_class[metric].append(columns)
     leading = weights.shape[:-1]
-    per_column = {
-        metric: np.concatenate([values[metric] for values in blocks]).reshape(*leading, -1)
-        for metric in metrics
-    }
-    skipped = tuple(
-        int(column) for column in np.flatnonzero(truth.all(axis=0) | ~truth.any(axis=0))
-    )
     return Scores(
-        overall={
-            metric: _mean_over_columns(values, skipped if metric == "auc" else ())
-            for metric, values in per_column.items()
-        },
+        overall={m: np.concatenate(found).reshape(leading) for m, found in overall.items()},
         per_class={
-            metric: values
-            for metric, values in per_column.items()
-            if (kind, metric) != ("multiclass", "accuracy")
+            m: np.concatenate(found).reshape(*leading, -1)
+            for m, found in per_class.items()
+            if found
         },
-        auc_skipped=skipped,
+        auc_skipped=tuple(np.flatnonzero(labels.all(axis=0) | ~labels.any(axis=0)).tolist()),
     )
 
 
-def _decide(scores: npt.NDArray[np.floating[Any]], kind: Kind) -> _Bool:
-    """Return the labels given, (n_items, n_outputs)."""
-    if kind != "multiclass":
-        return scores >= 0.5
-    decided = np.zeros(scores.shape, dtype=bool)
-    decided[np.arange(len(scores)), scores.argmax(axis=1)] = True
-    return decided
+def _measures(
+    truth: _Bool,
+    scores: npt.NDArray[np.floating[Any]],
+    kind: Kind,
+    names: Sequence[MetricName],
+    chosen: Mapping[str, _Float],
+    sequences: npt.ArrayLike | None,
+    fps: float,
+) -> Iterator[_Measure]:
+    """Yield what computes the metrics of a block of weights; each does its own share once."""
+    of_family = {
+        family: [name for name in names if name.family == family]
+        for family in ("ranking", "counting", "calibration", "phases")
+    }
+    if of_family["ranking"]:
+        yield Ranking(truth, scores, of_family["ranking"])
+    for threshold in dict.fromkeys(name.threshold for name in of_family["counting"]):
+        decision = decide(scores, kind, threshold, chosen)
+        counted = [name for name in of_family["counting"] if name.threshold == threshold]
+        yield Counting(truth, decision, kind, counted)
+    if of_family["calibration"]:
+        yield Calibration(truth, scores, kind, of_family["calibration"])
+    if of_family["phases"]:
+        phases = of_family["phases"]
+        videos = check_sequences(sequences, len(truth), phases[0].text)
+        decision = decide(scores, kind, None, chosen)
+        yield Phases(truth, decision.labels, videos, fps, phases)
 
 
 def _blocks(weights: npt.NDArray[Any]) -> Iterator[_Float]:
@@ -131,92 +161,6 @@ def _blocks(weights: npt.NDArray[Any]) -> Iterator[_Float]:
     step = max(1, _BLOCK // weights.shape[1])
     for start in range(0, len(weights), step):
         yield weights[start : start + step].astype(np.float64)
-
-
-def _count(truth: _Bool, decided: _Bool, weights: _Float, kind: Kind) -> dict[Metric, _Float]:
-    """Return the metrics that count items.
-
-    Args:
-        truth: (n_items, n_outputs).
-        decided: (n_items, n_outputs).
-        weights: (n_replicates, n_items).
-        kind: What the columns are.
-
-    Returns:
-        (n_replicates, n_outputs) of each; multiclass accuracy is (n_replicates, 1).
-    """
-    hits = weights @ (truth & decided).astype(np.float64)
-    called = weights @ decided.astype(np.float64)
-    present = weights @ truth.astype(np.float64)
-    total = weights.sum(axis=1, keepdims=True)
-    right = (
-        hits.sum(axis=1, keepdims=True)
-        if kind == "multiclass"
-        else total - called - present + 2 * hits
-    )
-    # A replicate that drew no item of a class says nothing about it: not 0, as if all were missed.
-    lost = (present == 0) & truth.any(axis=0)
-    return {
-        "accuracy": right / total,
-        "precision": np.where(lost, np.nan, _ratio(hits, called)),
-        "recall": np.where(lost, np.nan, _ratio(hits, present)),
-        "f1": np.where(lost, np.nan, _ratio(2 * hits, called + present)),
-    }
-
-
-def _ratio(numerator: _Float, denominator: _Float) -> _Float:
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
-
-
-class _Ranking(NamedTuple):
-    """One column's items by score: all that its AUC needs besides weights."""
-
-    negatives: npt.NDArray[np.int64]
-    """(n_negatives,) items without the label, ascending by score."""
-    positives: npt.NDArray[np.int64]
-    """(n_positives,) items with the label."""
-    below: npt.NDArray[np.int64]
-    """(n_positives,) how many negatives score lower than each positive."""
-    up_to: npt.NDArray[np.int64]
-    """(n_positives,) how many score lower or the same."""
-
-
-def _rank(truth: _Bool, scores: npt.NDArray[np.floating[Any]]) -> _Ranking:
-    negatives, positives = np.flatnonzero(~truth), np.flatnonzero(truth)
-    negatives = negatives[np.argsort(scores[negatives], kind="stable")]
-    return _Ranking(
-        negatives,
-        positives,
-        below=np.searchsorted(scores[negatives], scores[positives], side="left"),
-        up_to=np.searchsorted(scores[negatives], scores[positives], side="right"),
-    )
-
-
-def _auc(rankings: Sequence[_Ranking], weights: _Float) -> _Float:
-    """Return (n_replicates, n_outputs) for weights (n_replicates, n_items), NaN where undefined."""
-    by_item = np.ascontiguousarray(weights.T)  # whole rows are gathered: twice as fast
-    return np.stack([_column_auc(ranking, by_item) for ranking in rankings], axis=1)
-
-
-def _column_auc(ranking: _Ranking, by_item: _Float) -> _Float:
-    """Return (n_replicates,) for weights (n_items, n_replicates)."""
-    n_negatives, n_replicates = len(ranking.negatives), by_item.shape[1]
-    passed = np.zeros((n_negatives + 1, n_replicates))  # weight of the n lowest negatives
-    np.cumsum(by_item[ranking.negatives], axis=0, out=passed[1:])
-    positives = by_item[ranking.positives]
-    outranked = (passed[ranking.below] + passed[ranking.up_to]) / 2
-    pairs = positives.sum(axis=0) * passed[-1]
-    won = np.einsum("ij,ij->j", positives, outranked)
-    auc = np.full(n_replicates, np.nan)
-    np.divide(won, pairs, out=auc, where=pairs > 0)
-    return auc
-
-
-def _mean_over_columns(values: _Float, skipped: Sequence[int]) -> _Float:
-    kept = np.delete(values, skipped, axis=-1)
-    if kept.shape[-1] == 0:
-        return np.full(values.shape[:-1], np.nan)
-    return np.asarray(kept.mean(axis=-1))
 
 
 def _check_truth(truth: npt.NDArray[Any], scores: npt.NDArray[Any], kind: Kind) -> None:
@@ -246,12 +190,6 @@ def _check_truth(truth: npt.NDArray[Any], scores: npt.NDArray[Any], kind: Kind) 
             f"{truth.shape[1]} column(s) and rows with {truth.sum(axis=1).min():g} to "
             f"{truth.sum(axis=1).max():g} ones; say binary or multilabel"
         )
-
-
-def _check_metrics(metrics: Sequence[Metric]) -> None:
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown:
-        raise ValueError(f"there is no metric {unknown[0]!r}; known: {', '.join(METRICS)}")
 
 
 def _check_weights(weights: npt.NDArray[Any], n_items: int) -> None:
