@@ -420,7 +420,7 @@ class _OpenUnit:
                 self._write(
                     COORD,
                     piece.position,
-                    lambda writer: writer.write_thumb(piece.position, picture),
+                    lambda writer: writer.write_thumb(piece.position, picture, head.item.size),
                 )
         if "mask" in self._gathered:
             self._put_mask(piece, head)

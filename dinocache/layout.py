@@ -27,6 +27,7 @@ __all__ = [
     "RUNS",
     "SEALED",
     "THUMBS",
+    "THUMB_SIZE",
     "UNITS",
     "VECTOR_KINDS",
     "ArrayLayout",
@@ -54,6 +55,8 @@ RUNS = "runs"
 FEATURES = "features.zarr"
 NATIVE = "native.zarr"
 THUMBS = "thumbs"
+THUMB_SIZE = "size"
+"""Text chunk of a thumbnail: width and height of the slide, level-0 px."""
 SEALED = "sealed.json"
 
 VECTOR_KINDS = ("cls", "mean", "embed")

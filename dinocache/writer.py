@@ -38,6 +38,7 @@ from dinocache.layout import (
     PLANS,
     RUNS,
     SEALED,
+    THUMB_SIZE,
     UNITS,
     ArrayLayout,
     array_document,
@@ -256,12 +257,15 @@ class StoreWriter:
         """Let the next unit describe the array anew that it shares with this one."""
         self._open_native = None
 
-    def write_thumb(self, position: int, picture: npt.NDArray[np.uint8]) -> Objects:
+    def write_thumb(
+        self, position: int, picture: npt.NDArray[np.uint8], size: tuple[int, int] | None
+    ) -> Objects:
         """Write an item's small picture.
 
         Args:
             position: The item's, on the item axis.
             picture: (Y, X, 3).
+            size: (width, height) of what it shows, in the px of the coordinates: a text chunk.
 
         Returns:
             The file written.
@@ -270,9 +274,12 @@ class StoreWriter:
             StoreWriteError: If the disk refuses.
         """
         from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
 
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG")
+        buffer, said = io.BytesIO(), PngInfo()
+        if size is not None:
+            said.add_text(THUMB_SIZE, f"{size[0]} {size[1]}")
+        Image.fromarray(picture).save(buffer, "PNG", pnginfo=said)
         name, content = thumb_name(position), buffer.getvalue()
         make_folder((self.store.path / name).parent)
         replace_durably(self.store.path / name, content)

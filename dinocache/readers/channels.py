@@ -67,6 +67,7 @@ class _Channels(OpenItem):
         self.notes = tuple(note for part in parts for note in part.notes)
         self.nbytes = sum(part.nbytes for part in parts)
         self.one_at_a_time = any(part.one_at_a_time for part in parts)
+        self.size = parts[0].size
 
     @property
     def parts(self) -> tuple[OpenItem, ...]:
@@ -113,6 +114,7 @@ class _WithClassMasks(OpenItem):
         self.notes = item.notes
         self.nbytes = item.nbytes
         self.one_at_a_time = item.one_at_a_time
+        self.size = item.size
 
     @property
     def parts(self) -> tuple[OpenItem, ...]:

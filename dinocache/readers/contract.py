@@ -112,6 +112,7 @@ class OpenItem(ABC):
         notes: What a person should know of it, a clause each.
         nbytes: Of all rows once decoded, about; what a queue of items is bounded by.
         one_at_a_time: Whether `rows` must not be called by two threads at once.
+        size: (width, height) in the px that coordinates are in, of what has a thumbnail.
     """
 
     n_rows: int
@@ -121,6 +122,7 @@ class OpenItem(ABC):
     notes: tuple[str, ...] = ()
     nbytes: int = 0
     one_at_a_time: bool = False
+    size: tuple[int, int] | None = None
 
     @property
     def parts(self) -> "tuple[OpenItem, ...]":

@@ -138,6 +138,7 @@ class _OpenSlide(OpenItem):
             self._tissue = self._find_tissue(min_area=options.min_area)
         self._line, self._column = self._choose()
         self.n_rows = len(self._line)
+        self.size = pyramid.sizes[0]
         self.nbytes = 3 * self._grid.side**2 * self.n_rows + pyramid.held_bytes
         scale = "um/px unknown" if mpp is None else f"{mpp:.4g} um/px"
         self.notes = (
