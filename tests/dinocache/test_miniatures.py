@@ -175,10 +175,16 @@ def test_its_tasks_are_fitted(name: str, outcome: Outcome) -> None:
             with pytest.raises(RequestError, match=rf"{name}/{key} (is a|wants the head)"):
                 task_request(f"{name}/{key}", outcome.path, **asked)
             continue
+        if task.train_on:
+            with pytest.raises(RequestError, match=f"are fitted on {task.train_on}"):
+                task_request(f"{name}/{key}", outcome.path, **asked)
+            continue
+        if task.head == "abmil":
+            asked["settings"] = {"epochs": 2, "min_epochs": 1, "projection": 8, "hidden": 4}
         result = fit(task_request(f"{name}/{key}", outcome.path, **asked)).result
         assert (result.task.name, result.task.kind) == (f"{name}/{key}", task.kind)
         assert result.split.column == split_column(task.split)
         assert result.store.random_weights
-        assert result.metrics["accuracy"].value is not None
+        assert any(found.value is not None for found in result.metrics.values())
         if task.of == "row":
             assert result.items > result.groups

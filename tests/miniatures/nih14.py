@@ -18,8 +18,8 @@ def _findings(patient: int, follow_up: int) -> str:
     first = _FINDINGS[(patient + follow_up) % 14]
     if patient % 8 == 3 and follow_up:
         return "No Finding"
-    second = _FINDINGS[(patient + 5) % 14]
-    return "|".join(dict.fromkeys((first, second)))
+    others = (_FINDINGS[(patient + shift) % 14] for shift in (5, 9, 2))
+    return "|".join(dict.fromkeys((first, *others)))
 
 
 def make(folder: Path) -> None:
