@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dinocache.recipe import model_folder
 from dinocache.terminal import echo_json, run
 
 if TYPE_CHECKING:
-    from probes.fit import FitRequest
     from probes.heads import Setting
-    from probes.runs import Result
+    from probes.request import TestOn
+    from probes.sweep import Planned, Ran
 
 __all__ = ["app", "main"]
 
@@ -44,6 +43,68 @@ def _common() -> None:
     """Light heads on cached features: fit, judge, report. Needs no GPU and no image."""
 
 
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the item table, where no task is named; several with commas are "
+        "multilabel, each of 0 and 1."
+    ),
+]
+Root = Annotated[Path, typer.Option("--store", help="Of a task: root of the stores.")]
+Variant = Annotated[str, typer.Option(help="Of a task: of the store.")]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        help="cls, mean, embed, or several with commas (concatenated). Default: the one that "
+        "the encoder's publisher uses."
+    ),
+]
+Pooling = Annotated[
+    str | None,
+    typer.Option(
+        help="How slices, tiles or frames become an item's vector: mean (as stored; the "
+        "default), max, mean+std; or attention, which is learned (--head abmil)."
+    ),
+]
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Cross-validation by group, stratified by label, instead of a split. Default without "
+        "a split: 5.",
+    ),
+]
+Repeats = Annotated[
+    int, typer.Option(min=1, help="Deal folds, or draw shots or a fraction, this many times.")
+]
+Search = Annotated[
+    bool,
+    typer.Option(
+        help="Try settings (linear: 24 of lr and weight decay; knn: k) and keep what is best on "
+        "validation items, fold by fold."
+    ),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(min=1, help="Fit this many times, seeds 0, 1, ... Default: the task's, else 1."),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        help="Names with commas, see `probe metrics`. Default: the task's, else "
+        "auc,average_precision,accuracy,precision,recall,f1."
+    ),
+]
+By = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns with commas (sex,centre,scanner): judge each of their values apart."
+    ),
+]
+Replicates = Annotated[int, typer.Option(min=1, help="Bootstrap replicates behind the intervals.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
 @app.command()
 def fit(
     what: Annotated[
@@ -54,36 +115,31 @@ def fit(
             help="A task, as `probe tasks` lists them; or the folder of a store, with --target.",
         ),
     ],
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a store: column of the item table; several with commas are multilabel, each "
-            "of 0 and 1."
-        ),
-    ] = None,
-    store: Annotated[Path, typer.Option(help="Of a task: root of the stores.")] = Path("features"),
+    target: Target = None,
+    store: Root = Path("features"),
     model: Annotated[str, typer.Option(help="Of a task: the encoder.")] = "dinov3-s",
     resolution: Annotated[
         str | None, typer.Option(help="Of a task: 512, or 512x640. Default: the only store's.")
     ] = None,
-    variant: Annotated[str, typer.Option(help="Of a task: of the store.")] = "",
+    variant: Variant = "",
     head: Annotated[
         str | None,
         typer.Option(
-            help="linear (BCE one-vs-rest, AdamW lr 0.005, batch 1024, 50 epochs) "
-            "or knn (cosine, k=20). Default: the task's, else linear."
+            help="linear (BCE one-vs-rest, AdamW lr 0.005, batch 1024, 50 epochs), logistic "
+            "(C swept on validation items), knn (cosine, k=20), xgboost, or abmil (gated attention "
+            "over an item's rows). Default: the task's, else linear."
         ),
     ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            help="cls, mean, embed, or several with commas (concatenated). Default: the one that "
-            "the encoder's publisher uses."
-        ),
-    ] = None,
+    features: Features = None,
+    pool: Pooling = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of the head, as lr=0.01; may be given again."),
+    ] = None,
+    search: Search = False,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="Search these values instead, as lr=0.01,0.001; may be given again."),
     ] = None,
     positive: Annotated[
         str | None,
@@ -96,27 +152,41 @@ def fit(
             "where there is one."
         ),
     ] = None,
-    folds: Annotated[
-        int | None,
-        typer.Option(min=2, help="Cross-validation by group instead. Default without a split: 5."),
+    folds: Folds = None,
+    repeats: Repeats = 1,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Train on this many items of each class.")
     ] = None,
-    seeds: Annotated[
-        int | None,
+    fraction: Annotated[
+        float | None, typer.Option(help="Train on this share of the training groups.")
+    ] = None,
+    validation: Annotated[
+        float | None,
         typer.Option(
-            min=1, help="Fit this many times, seeds 0, 1, ... Default: the task's, else 1."
+            help="Share of the training groups that chooses and does not train. Default: the "
+            "task's; 0.2 where something is to be chosen and the split has no such side."
         ),
     ] = None,
+    test_on: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=task_names,
+            metavar="DATASET/TASK|STORE",
+            help="Test on these items, of the same recipe, instead.",
+        ),
+    ] = None,
+    seeds: Seeds = None,
+    metrics: Metrics = None,
+    by: By = None,
     drop_missing: Annotated[
         bool, typer.Option(help="Leave out items that have no value of the target.")
     ] = False,
-    replicates: Annotated[
-        int, typer.Option(min=1, help="Bootstrap replicates behind the intervals.")
-    ] = 1000,
+    replicates: Replicates = 1000,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder. Default: "
-            "runs/<dataset>/<task or target>/<model>-<res>-<kinds>-<head>."
+            help="Run folder. Default: runs/<dataset>/<task or target>/"
+            "<model>-<res>-<kinds>-<head>, and what else is not as usual."
         ),
     ] = None,
     json: Annotated[
@@ -130,53 +200,306 @@ def fit(
     Examples:
         probe fit nih14/findings --model dinov3-b --resolution 512
         probe fit features/demo/dinov3-s/256 --target projection --positive pa
-        probe fit features/nih14/dinov3-b/512 --target Effusion,Edema --head knn --set k=50
+        probe fit features/nih14/dinov3-b/512 --target Effusion,Edema --head linear --search
+        probe fit camelyon17/unseen --model dinov3-l
+        probe fit nih14/findings --shots 10 --repeats 5 --by sex
     """
     from dinocache.errors import RequestError
     from dinocache.manifest import find_task
-    from probes.fit import FitRequest
     from probes.fit import fit as run_fit
+    from probes.places import run_folder
+    from probes.printing import print_result
+    from probes.request import SEARCHES, FitRequest
     from probes.tasks import store_of, task_request
 
-    kinds = None if features is None else _parts(features)
-    if target is None and not Path(what).is_dir():
-        if positive or split or folds:
-            raise RequestError("a task says itself what --positive, --split and --folds would")
-        manifest, _, task = find_task(what)
-        place = store_of(store, manifest.name, model=model, resolution=resolution, variant=variant)
+    is_task = target is None and not Path(what).is_dir()
+    if is_task and (positive or split or folds):
+        raise RequestError("a task says itself what --positive, --split and --folds would")
+    if target is None and not is_task:
+        raise RequestError(f"{what} is a folder: say what is to be told with --target COLUMN")
+    named = find_task(what)[2] if is_task else None
+    chosen = head or (named.head if named else "linear")
+    asked: dict[str, Any] = {
+        "head": head,
+        "features": None if features is None else _parts(features),
+        "pool": _pool(pool),
+        "settings": _settings(chosen, set_) if set_ else {},
+        "grid": _grid(chosen, grid) or (dict(SEARCHES.get(chosen, {})) if search else {}),
+        "repeats": repeats,
+        "shots": shots,
+        "fraction": fraction,
+        "validation": validation,
+        "seeds": seeds,
+        "metrics": None if metrics is None else _parts(metrics),
+        "by": _parts(by or ""),
+        "replicates": replicates,
+    }
+    if search and not asked["grid"]:
+        raise RequestError(f"--search: {chosen} has nothing to try; name values with --grid")
+    place: dict[str, Any] = {"model": model, "resolution": resolution, "variant": variant}
+    if named is not None:
+        manifest = find_task(what)[0]
+        trains = find_task(named.train_on)[0].name if named.train_on else None
         request = task_request(
             what,
-            place,
-            head=head,
-            features=kinds,
-            settings=_settings(head or task.head, set_) if set_ else {},
-            seeds=seeds,
-            replicates=replicates,
+            store_of(store, manifest.name, **place),
+            train_store=store_of(store, trains, **place) if trains else None,
+            test_on=_test_on(test_on, (), None, store, place),
+            **asked,
         )
-    elif target is None:
-        raise RequestError(f"{what} is a folder: say what is to be told with --target COLUMN")
     else:
+        columns = _parts(target or "")
         request = FitRequest(
             store=Path(what),
-            targets=_parts(target),
-            head=head or "linear",
-            features=kinds,
-            settings=_settings(head or "linear", set_),
+            targets=columns,
             positive=positive,
             split=split,
             folds=folds,
-            seeds=seeds or 1,
             drop_missing=drop_missing,
-            replicates=replicates,
+            test_on=_test_on(test_on, columns, positive, store, place),
+            **{k: v for k, v in asked.items() if v is not None},
         )
     fitted = run_fit(request)
-    folder = out or _default_folder(request, fitted.result)
+    folder = out or Path("runs") / run_folder(request)
     fitted.result.write(folder, fitted.predictions, fitted.arrays)
     if json:
         echo_json(fitted.result.model_dump(mode="json"))
     else:
-        _print_result(fitted.result)
+        print_result(fitted.result)
         print(f"run: {folder}")
+
+
+@app.command()
+def sweep(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            autocompletion=task_names,
+            metavar="DATASET/TASK...",
+            help="Tasks; or datasets, with --target.",
+        ),
+    ],
+    target: Target = None,
+    store: Root = Path("features"),
+    model: Annotated[
+        str | None, typer.Option(help="Encoders with commas. Default: all that have stores.")
+    ] = None,
+    resolution: Annotated[
+        str | None, typer.Option(help="Resolutions with commas. Default: all that have stores.")
+    ] = None,
+    variant: Variant = "",
+    head: Annotated[
+        str | None, typer.Option(help="Heads with commas. Default: each task's own, else linear.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="cls or mean; alternatives with commas, to be concatenated with +."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Alternatives of a setting, as knn.k=5,20 or lr=0.01,0.001; may be given again.",
+        ),
+    ] = None,
+    search: Search = False,
+    folds: Folds = None,
+    repeats: Repeats = 1,
+    shots: Annotated[
+        str | None, typer.Option(help="Training items a class; alternatives with commas.")
+    ] = None,
+    fraction: Annotated[
+        str | None, typer.Option(help="Share of the training groups; alternatives with commas.")
+    ] = None,
+    seeds: Seeds = None,
+    metrics: Metrics = None,
+    by: By = None,
+    replicates: Replicates = 1000,
+    out: Annotated[Path, typer.Option(help="Folder that all runs go to.")] = Path("runs"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once. Default: as many as there are cores.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Only list what would be done.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Fit tasks by encoders by resolutions by heads; what is there and has not changed is left.
+
+    Interrupt it at any time: the same command goes on. A run that fails is named, and stops no
+    other; the exit code is then 1.
+
+    Examples:
+        probe sweep nih14/findings rsna-pneumonia/pneumonia --head linear,knn --seeds 3
+        probe sweep demo --target projection --head linear,logistic,knn,xgboost
+        probe sweep nih14/findings --shots 1,5,10,50 --repeats 5
+    """
+    from probes.request import SEARCHES
+    from probes.sweep import SweepRequest, plan_sweep
+
+    heads = None if head is None else _parts(head)
+    varied = {
+        "features": None
+        if features is None
+        else tuple(tuple(one.split("+")) for one in _parts(features)),
+        "shots": None if shots is None else _numbers("--shots", shots, int),
+        "fraction": None if fraction is None else _numbers("--fraction", fraction, float),
+    }
+    fixed = {
+        "folds": folds,
+        "repeats": repeats,
+        "seeds": seeds,
+        "metrics": None if metrics is None else _parts(metrics),
+        "by": _parts(by or ""),
+        "replicates": replicates,
+    }
+    planned = plan_sweep(
+        SweepRequest(
+            tasks=tuple(what),
+            root=store,
+            out=out,
+            targets=None if target is None else _parts(target),
+            models=None if model is None else _parts(model),
+            resolutions=None if resolution is None else _parts(resolution),
+            variant=variant,
+            heads=heads,
+            settings=_alternatives(heads or (), set_ or []),
+            searches=SEARCHES if search else {},
+            varied={key: values for key, values in varied.items() if values},
+            fixed={key: value for key, value in fixed.items() if value is not None},
+        )
+    )
+    if dry_run:
+        for one in planned:
+            print(f"{'there' if one.unchanged else 'to do'}  {one.folder}")
+        return
+    _run_sweep(planned, out, jobs, as_json=json)
+
+
+@app.command()
+def predict(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    store: Annotated[
+        Path, typer.Argument(help="The folder of a store of the same recipe as the run's.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the scores there: .csv or .parquet. Default: print the first."),
+    ] = None,
+    replicates: Replicates = 1000,
+    json: AsJson = False,
+) -> None:
+    """Ask the heads of a run about the items of another store.
+
+    Scores are means over the run's seeds and folds. Where the store holds the run's targets, each
+    head is judged, with intervals by bootstrap over groups.
+
+    Examples:
+        probe predict runs/nih14/findings/dinov3-b-512-cls-linear features/mychests/dinov3-b/512
+    """
+    from dinocache.errors import RequestError
+    from probes.fitted import FittedRun
+    from probes.printing import console, print_estimates
+    from probes.runs import write_table
+
+    if out is not None and out.suffix not in (".csv", ".parquet"):
+        raise RequestError(f"--out {out}: end it in .csv or .parquet")
+    answer = FittedRun.read(run_folder).predict(store, replicates=replicates)
+    if out is not None:
+        write_table(answer.table, out)
+    if json:
+        metrics = {k: v.model_dump() for k, v in (answer.metrics or {}).items()}
+        items = answer.table.to_dict(orient="records")
+        echo_json({"metrics": metrics, "left_out": answer.left_out, "items": items})
+        return
+    if out is None:
+        shown = answer.table.head(20)
+        console().print(shown.to_string(index=False, float_format="{:.3f}".format), markup=False)
+    print(
+        f"{len(answer.table)} items, {len(answer.left_out)} left out" + (f": {out}" if out else "")
+    )
+    if answer.metrics:
+        print_estimates(answer.metrics, sd=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN RUN...", help="Run folders; each is set against the first."),
+    ],
+    metrics: Annotated[
+        str | None, typer.Option(help="Names with commas. Default: those that all runs have.")
+    ] = None,
+    replicates: Replicates = 1000,
+    permutations: Annotated[int, typer.Option(min=1, help="Of the permutation test.")] = 1000,
+    json: AsJson = False,
+) -> None:
+    """Test whether runs differ on the same items, patient by patient.
+
+    Difference, 95% interval and p by bootstrap over groups; p by permutation, where whole groups
+    swap runs; p by DeLong for the AUC of one column on one test set. `p (Holm)` is the
+    permutation's, corrected for all tests in the table.
+
+    Examples:
+        probe compare runs/nih14/findings/dinov3-s-512-cls-linear runs/nih14/findings/*-b-512-*
+    """
+    from probes.compare import compare_runs
+    from probes.printing import print_comparisons
+
+    found = compare_runs(
+        runs,
+        metrics=None if metrics is None else _parts(metrics),
+        replicates=replicates,
+        permutations=permutations,
+    )
+    if json:
+        echo_json([one.model_dump(mode="json") for one in found])
+    else:
+        print_comparisons(found)
+
+
+@app.command()
+def attention(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Of an abmil head.")],
+    store: Annotated[
+        Path, typer.Argument(help="The folder of a store of the same recipe as the run's.")
+    ],
+    items: Annotated[
+        list[str] | None, typer.Argument(metavar="[ITEM]...", help="Default: all of the store.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder that is written to.")] = Path("attention"),
+) -> None:
+    """Write how an abmil head weighs the tiles, slices or frames of items.
+
+    One table an item (.parquet): coordinates and weight of each row. Of slides also a picture: the
+    weights over the thumbnail.
+
+    Examples:
+        probe attention RUN features/camelyon16/dinov3-s/224 test_001 test_002 --out attention
+    """
+    from probes.fitted import write_attention
+
+    for path in write_attention(run_folder, store, items or None, out):
+        print(path)
+
+
+@app.command()
+def metrics(json: AsJson = False) -> None:
+    """List the names that --metrics takes."""
+    from probes.metrics.names import THRESHOLD_RULES, known_metrics
+    from probes.printing import console, table_of
+
+    kinds = {kind: known_metrics(kind) for kind in ("binary", "multiclass", "multilabel")}
+    if json:
+        echo_json({kind: list(names) for kind, names in kinds.items()})
+        return
+    table = table_of(["metric", *kinds])
+    for name in known_metrics():
+        table.add_row(name, *("yes" if name in names else "" for names in kinds.values()))
+    console().print(table)
+    print(
+        "\nWhat decides takes a threshold: accuracy@0.3, or "
+        f"{' or '.join(f'@{rule}' for rule in THRESHOLD_RULES)} by validation items."
+    )
 
 
 @app.command()
@@ -261,62 +584,106 @@ def _parts(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _default_folder(request: "FitRequest", result: "Result") -> Path:
-    store = result.store
-    variant = f"-{store.variant}" if store.variant else ""
-    target = "+".join(
-        "".join(c if c.isalnum() or c in "._-" else "_" for c in t) for t in request.targets
-    )
-    if request.task:
-        target = request.task.rpartition("/")[2]
-    name = (
-        f"{model_folder(store.model)}-{store.resolution}{variant}-{'+'.join(result.features)}-"
-        f"{result.head.name}"
-    )
-    return Path("runs") / store.dataset / target[:100] / name
+def _pool(pool: str | None) -> str | None:
+    from dinocache.errors import RequestError
+
+    if pool not in (None, "mean", "max", "mean+std", "attention"):
+        raise RequestError(f"--pool {pool!r}: choose from mean, max, mean+std, attention")
+    return "bags" if pool == "attention" else pool
 
 
-def _print_result(result: "Result") -> None:
+def _grid(head: str, texts: Sequence[str] | None) -> "dict[str, tuple[Setting, ...]]":
+    """Read KEY=V,V as alternatives of settings."""
+    found: dict[str, tuple[Setting, ...]] = {}
+    for text in texts or ():
+        key, equals, values = text.partition("=")
+        parts = _parts(values) if equals else ("",)
+        found[key.strip()] = tuple(
+            next(iter(_settings(head, [f"{key.strip()}={one}"]).values())) for one in parts
+        )
+    return found
+
+
+def _alternatives(
+    heads: Sequence[str], texts: Sequence[str]
+) -> "dict[str, dict[str, tuple[Setting, ...]]]":
+    """Read [HEAD.]KEY=V,V as alternatives of settings, head by head."""
+    from dinocache.errors import RequestError
+
+    found: dict[str, dict[str, tuple[Setting, ...]]] = {}
+    for text in texts:
+        before, dot, rest = text.partition(".")
+        whose = bool(dot) and "=" not in before  # a dot may also be that of 0.01
+        if not whose and len(heads) != 1:
+            raise RequestError(f"--set {text!r}: say whose setting it is, as knn.{text}")
+        head = before if whose else heads[0]
+        found.setdefault(head, {}).update(_grid(head, [rest if whose else text]))
+    return found
+
+
+def _numbers(option: str, text: str, kind: type) -> tuple[float, ...]:
+    from dinocache.errors import RequestError
+
+    try:
+        return tuple(kind(part) for part in _parts(text))
+    except ValueError as exc:
+        raise RequestError(f"{option} {text!r}: numbers with commas") from exc
+
+
+def _test_on(
+    what: str | None,
+    targets: tuple[str, ...],
+    positive: str | None,
+    root: Path,
+    place: "dict[str, Any]",
+) -> "TestOn | None":
+    """Find the items that are tested in place of the training store's."""
+    from dinocache.manifest import find_task
+    from probes.request import TestOn
+    from probes.tasks import store_of, test_target
+
+    if what is None:
+        return None
+    if Path(what).is_dir():
+        return TestOn(store=Path(what), targets=targets, positive=positive)
+    return test_target(what, store_of(root, find_task(what)[0].name, **place))
+
+
+def _run_sweep(planned: "Sequence[Planned]", out: Path, jobs: int | None, *, as_json: bool) -> None:
+    """Do the runs, with one line of progress, and end with a table and the exit code."""
+    import os
+    import sys
+
     from rich.console import Console
-    from rich.table import Table
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(highlight=False)
-    if result.store.random_weights:
-        console.print(
-            f"RANDOM WEIGHTS ({result.store.weights}): these figures say nothing about the model",
-            style="bold red",
-            markup=False,
-        )
-    positive = f", positive: {result.task.classes[0]}" if result.task.kind == "binary" else ""
-    split = result.split
-    protocol = f"split {split.column!r}" if split.column else f"{split.folds} folds by group"
-    console.print(f"{result.title}{positive}", markup=False, soft_wrap=True)
-    console.print(
-        f"{result.items} items of {result.groups} groups, {protocol}, about {split.n_train:.0f} "
-        f"train and {split.n_test:.0f} test; {len(result.seeds)} seed(s); {len(result.left_out)} "
-        "items left out",
-        markup=False,
-        soft_wrap=True,
-    )
-    table = Table(show_edge=False, pad_edge=False)
-    for name, justify in (
-        ("metric", "left"),
-        ("value", "right"),
-        ("95% interval", "right"),
-        ("sd seeds", "right"),
-    ):
-        table.add_column(name, justify="left" if justify == "left" else "right")
-    for metric, found in result.metrics.items():
-        interval = "-" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
-        table.add_row(metric, _figure(found.value), interval, _figure(found.sd_seeds))
-    console.print(table)
-    if result.auc_skipped:
-        console.print(
-            "AUC leaves out (one label value among the test items): "
-            f"{', '.join(result.auc_skipped)}",
-            markup=False,
-        )
+    from probes.printing import print_sweep
+    from probes.sweep import run_sweep
 
+    err = Console(file=sys.stderr, highlight=False)
+    columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=err, transient=True) as progress:
+        bar = progress.add_task("runs", total=len(planned))
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+        def told(ran: "Ran") -> None:
+            progress.advance(bar)
+            if ran.state != "unchanged":
+                error = f": {ran.error}" if ran.error else ""
+                progress.console.print(
+                    f"{ran.state}  {ran.folder}{error}", markup=False, soft_wrap=True
+                )
+
+        ran = run_sweep(planned, jobs=jobs or os.cpu_count() or 1, told=told)
+    if as_json:
+        echo_json(
+            [
+                {"run": str(r.folder), "state": r.state, "error": r.error or None,
+                 "metrics": r.result and {k: v.model_dump() for k, v in r.result.metrics.items()}}
+                for r in ran
+            ]
+        )  # fmt: skip
+    else:
+        print_sweep(ran, out)
+    if failed := sum(r.state == "failed" for r in ran):
+        err.print(f"{failed} of {len(ran)} runs failed; the same command tries them again")
+        raise typer.Exit(1)

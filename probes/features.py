@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,18 +11,25 @@ import pandas as pd
 
 from dinocache.errors import ProbeError, StoreIncompleteError
 from dinocache.layout import VECTOR_KINDS, is_vector_kind
-from dinocache.recipe import resolution_name
+from dinocache.recipe import Recipe, resolution_name
 from dinocache.store import FeatureStore
 from probes.runs import StoreOrigin
 
 __all__ = [
     "VECTORS",
+    "Bags",
     "ItemFeatures",
+    "Pool",
+    "check_same_recipe",
     "first_dense_item",
     "is_vector",
+    "item_columns",
+    "kinds_of",
     "load_item_features",
     "load_row_features",
+    "row_coords",
     "store_facts",
+    "store_state",
 ]
 
 VECTORS = VECTOR_KINDS
@@ -30,33 +37,80 @@ VECTORS = VECTOR_KINDS
 is_vector = is_vector_kind
 
 
+Pool = Literal["mean", "max", "mean+std", "bags"]
+"""How the rows of an item become what a head takes: one vector, or the rows themselves."""
+
+
+class Bags(Sequence[npt.NDArray[np.float16]]):
+    """The rows of items, read from the store when they are asked for.
+
+    `bags[i]` is (n_rows, dim) float16, where the store allows it a view of the file; `bags[2:5]`
+    and `bags[[4, 1]]` are other `Bags`, and read nothing.
+    """
+
+    def __init__(self, store: FeatureStore, kinds: Sequence[str], item_ids: Sequence[str]) -> None:
+        """See the class.
+
+        Args:
+            store: Where they stand.
+            kinds: Of vectors, side by side in a row.
+            item_ids: Which items, in this order.
+        """
+        self.store = store
+        self.kinds = tuple(kinds)
+        self.item_ids = np.asarray(item_ids, dtype=np.str_)
+
+    @classmethod
+    def of(cls, path: Path, kinds: Sequence[str], item_ids: Sequence[str]) -> "Bags":
+        """Open a store for its rows; see the class."""
+        return cls(FeatureStore(path), kinds, item_ids)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def __getitem__(self, which: Any) -> Any:  # noqa: ANN401 - an array, or fewer bags
+        if not isinstance(which, int | np.integer):
+            return Bags(self.store, self.kinds, self.item_ids[which])
+        item_id = str(self.item_ids[which])
+        rows = [self.store.rows(kind, item_id) for kind in self.kinds]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ItemFeatures:
-    """One vector an item, with its row of the item table.
+    """What a head takes of each item, with its row of the item table.
 
     Attributes:
-        x: (n_items, dim) float32.
+        x: (n_items, dim) float32; or the bags.
         kinds: Of the vectors that stand in a row of x, in this order.
         items: (n_items, columns) table in the same order.
         failed: Ids of items whose extraction failed -> why; they are in neither.
         store: Where they come from.
+        sequences: (n_items,) which video a frame is of, frames in their order; None where items
+            are no frames.
     """
 
-    x: npt.NDArray[np.float32]
+    x: npt.NDArray[np.float32] | Bags
     kinds: tuple[str, ...]
     items: pd.DataFrame
     failed: dict[str, str]
     store: StoreOrigin
+    sequences: npt.NDArray[np.intp] | None = None
 
 
-def load_item_features(path: Path, kinds: Sequence[str] | None) -> ItemFeatures:
-    """Read one vector an item from a store.
+def load_item_features(
+    path: Path, kinds: Sequence[str] | None, pool: Pool = "mean"
+) -> ItemFeatures:
+    """Read what a head takes of each item from a store.
 
     Args:
         path: The store's folder.
         kinds: Of `VECTORS` or of a channel, as `cls.pet`, concatenated in this order; None takes
             the one that the encoder's publisher uses, or the next that the store has, of all
             channels.
+        pool: `mean` over an item's rows is read as it stands in the store; `max` and `mean+std`
+            (both side by side; population standard deviation) are computed from the rows, one item
+            at a time; `bags` leaves them as they are.
 
     Returns:
         Features and labels; an item that failed in one kind is left out.
@@ -68,15 +122,30 @@ def load_item_features(path: Path, kinds: Sequence[str] | None) -> ItemFeatures:
     kinds = kinds or _usual_kinds(store)
     read = [store.item_vectors(kind) for kind in kinds]
     common = set[str].intersection(*(set(ids) for ids, _ in read))
-    blocks = [block[[i in common for i in ids]] for ids, block in read]
     items = store.items[store.items["item_id"].isin(common)].reset_index(drop=True)
+    x: npt.NDArray[np.float32] | Bags
+    if pool == "mean":
+        blocks = [block[[i in common for i in ids]] for ids, block in read]
+        x = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+    else:
+        x = Bags(store, kinds, items["item_id"].tolist())
+        x = x if pool == "bags" else _pooled(x, pool)
     return ItemFeatures(
         kinds=tuple(kinds),
-        x=blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1),
+        x=x,
         items=items,
         failed={f.item_id: f.failure.reason for f in store.failures() if f.item_id not in common},
         store=_facts(store),
     )
+
+
+def _pooled(bags: Bags, pool: Literal["max", "mean+std"]) -> npt.NDArray[np.float32]:
+    pooled = []
+    for rows in bags:
+        wide = rows.astype(np.float32)
+        parts = [wide.max(0)] if pool == "max" else [wide.mean(0), wide.std(0)]
+        pooled.append(np.concatenate(parts))
+    return np.stack(pooled)
 
 
 def load_row_features(
@@ -109,7 +178,7 @@ def load_row_features(
                 f"item {item['item_id']!r}: {', '.join(targets)} must hold a list, one value a row"
             )
         rows = np.concatenate([store.rows(kind, str(item["item_id"])) for kind in kinds], axis=1)
-        count = min(len(rows), *(len(values) for values in lists))
+        count = min([len(rows), *(len(values) for values in lists)])
         blocks.append(rows[:count].astype(np.float32))
         table = pd.DataFrame([item.drop(list(targets))] * count).reset_index(drop=True)
         table["item_id"] = [f"{item['item_id']}#{row}" for row in range(count)]
@@ -122,7 +191,50 @@ def load_row_features(
         items=pd.concat(tables, ignore_index=True),
         failed=failed,
         store=_facts(store),
+        sequences=np.repeat(np.arange(len(blocks)), [len(block) for block in blocks]),
     )
+
+
+def item_columns(path: Path) -> tuple[str, ...]:
+    """Name the columns of a store's item table."""
+    return tuple(FeatureStore(path).items.columns)
+
+
+def row_coords(path: Path, item_id: str) -> pd.DataFrame:
+    """Say where the rows of an item stand.
+
+    Args:
+        path: The store's folder.
+        item_id: Which item.
+
+    Returns:
+        One row a row of the item, a column a coordinate, named with its unit, as `x (px)`; without
+        columns where the store knows none.
+
+    Raises:
+        StoreError: If the store is missing or damaged, or has no such item.
+    """
+    store = FeatureStore(path)
+    if not store.header.recipe.reader.columns:
+        return pd.DataFrame(index=[0])
+    coords, columns = store.coords(item_id)
+    return pd.DataFrame(coords, columns=[f"{name} ({unit})" for name, unit in columns])
+
+
+def kinds_of(path: Path, kinds: Sequence[str] | None) -> tuple[str, ...]:
+    """Say which kinds are read from a store where none, or these, are asked for.
+
+    Args:
+        path: The store's folder.
+        kinds: What is asked, or None.
+
+    Returns:
+        Names of kinds.
+
+    Raises:
+        StoreError: If the store cannot be read.
+    """
+    return tuple(kinds or _usual_kinds(FeatureStore(path)))
 
 
 def _usual_kinds(store: FeatureStore) -> list[str]:
@@ -170,6 +282,51 @@ def store_facts(path: Path) -> StoreOrigin:
     return _facts(FeatureStore(path))
 
 
+def store_state(path: Path) -> dict[str, Any]:
+    """Sum up what decides the features and targets that a store gives, wherever it lies.
+
+    Args:
+        path: The store's folder.
+
+    Returns:
+        JSON: recipe digest, item table, plan segments and failed items.
+
+    Raises:
+        StoreError: If it cannot be read.
+    """
+    store = FeatureStore(path)
+    return {
+        "recipe": store.header.digest,
+        "dataset": store.header.dataset,
+        "items": store.items_name,
+        "segments": [segment.number for segment in store.segments],
+        "failed": sorted(f.item_id for f in store.failures()),
+    }
+
+
+def check_same_recipe(ours: StoreOrigin, path: Path) -> None:
+    """Refuse features that a head was not fitted on.
+
+    Args:
+        ours: The store that it was fitted on.
+        path: The folder of the store that it is to be asked about.
+
+    Raises:
+        StoreError: If that store cannot be read.
+        ProbeError: If its recipe differs, and in what.
+    """
+    there = FeatureStore(path).header.recipe
+    if there.digest == ours.digest:
+        return
+    different = Recipe.from_body(ours.recipe, "the run's recipe").differences(there)
+    field, (was, came) = next(iter(different.items()))
+    more = f", and {len(different) - 1} more field(s) differ" if len(different) > 1 else ""
+    raise ProbeError(
+        f"{path} is of another recipe than the head was fitted on: {field} is {came!r} there and "
+        f"was {was!r}{more}. Extract that dataset with the same settings, or fit a head on it"
+    )
+
+
 def _facts(store: FeatureStore) -> StoreOrigin:
     header = store.header
     encoder = header.recipe.encoder
@@ -182,4 +339,5 @@ def _facts(store: FeatureStore) -> StoreOrigin:
         weights=encoder.weights.name,
         random_weights=encoder.weights.is_random,
         items_table=store.items_name,
+        recipe=header.recipe.model_dump(mode="json"),
     )

@@ -16,15 +16,23 @@ from dinocache.errors import ProbeError, RequestError
 __all__ = [
     "Estimate",
     "HeadFacts",
+    "Interval",
     "Result",
+    "SearchFacts",
     "SplitFacts",
     "StoreOrigin",
+    "Subgroup",
     "TaskFacts",
     "find_results",
+    "read_arrays",
+    "read_predictions",
+    "write_table",
 ]
 
 _MAX_BYTES = 64 << 20
 _RESULT = "result.json"
+_HEAD = "head.safetensors"
+_PREDICTIONS = "predictions.parquet"
 
 
 class _Part(BaseModel):
@@ -42,11 +50,23 @@ class TaskFacts(_Part):
     classes: tuple[str, ...]
 
 
+Setting = bool | int | float | str | None
+
+
+class SearchFacts(_Part):
+    """What was tried, and what the validation items of each fold chose."""
+
+    grid: dict[str, tuple[Setting, ...]]
+    chosen: tuple[dict[str, Setting], ...]
+    losses: tuple[tuple[float, ...], ...]
+
+
 class HeadFacts(_Part):
-    """Which head, with all its settings."""
+    """Which head, with all its settings, and how they were chosen where they were."""
 
     name: str
-    settings: dict[str, bool | int | float | str | None]
+    settings: dict[str, Setting]
+    search: SearchFacts | None = None
 
 
 class StoreOrigin(_Part):
@@ -60,6 +80,7 @@ class StoreOrigin(_Part):
     weights: str
     random_weights: bool
     items_table: str
+    recipe: dict[str, Any] = {}
 
 
 class SplitFacts(_Part):
@@ -68,8 +89,13 @@ class SplitFacts(_Part):
     protocol: Literal["column", "folds"]
     column: str | None
     folds: int | None
+    repeats: int = 1
+    shots: int | None = None
+    fraction: float | None = None
+    validation: float | None = None
     digest: str
     n_train: float
+    n_val: float = 0
     n_test: float
 
 
@@ -86,21 +112,43 @@ class Estimate(_Part):
     sd_folds: float | None
 
 
+class Interval(_Part):
+    """A value and its interval, by a formula."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    level: float
+
+
+class Subgroup(_Part):
+    """Items that share a value of a column, judged apart."""
+
+    items: int
+    groups: int
+    metrics: dict[str, Estimate]
+
+
 class Result(_Part):
     """The body of `result.json`."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
+    inputs: str
     task: TaskFacts
     head: HeadFacts
     features: tuple[str, ...]
+    pool: Literal["mean", "max", "mean+std", "bags"]
     store: StoreOrigin
+    test_store: StoreOrigin | None = None
     split: SplitFacts
     seeds: tuple[int, ...]
     items: int
     groups: int
     left_out: dict[str, str]
     metrics: dict[str, Estimate]
-    per_class: dict[str, dict[str, float | None]]
+    per_class: dict[str, dict[str, Estimate]]
+    subgroups: dict[str, dict[str, Subgroup]]
+    delong: dict[str, Interval]
     auc_skipped: tuple[str, ...]
     curve: tuple[dict[str, float | None], ...] | None
     versions: dict[str, str]
@@ -140,8 +188,8 @@ class Result(_Part):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _RESULT).unlink(missing_ok=True)
-            predictions.to_parquet(folder / "predictions.parquet", index=False, engine="pyarrow")
-            (folder / "head.safetensors").write_bytes(save(tensors))
+            predictions.to_parquet(folder / _PREDICTIONS, index=False, engine="pyarrow")
+            (folder / _HEAD).write_bytes(save(tensors))
             partial = folder / f".{_RESULT}.partial"
             partial.write_text(text, "utf-8")
             os.replace(partial, folder / _RESULT)
@@ -174,6 +222,66 @@ class Result(_Part):
             raise ProbeError(
                 f"{path} is no result of this version ({field}: {error['msg']}); fit again"
             ) from exc
+
+
+def read_arrays(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read what a run's heads learned.
+
+    Args:
+        folder: A run folder.
+
+    Returns:
+        s<seed>.f<fold>.<name> -> array.
+
+    Raises:
+        ProbeError: If the file is not there, or is no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / _HEAD
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as exc:
+        raise ProbeError(f"{path} cannot be read ({exc}); fit again") from exc
+
+
+def read_predictions(folder: Path) -> pd.DataFrame:
+    """Read a run's predictions.
+
+    Args:
+        folder: A run folder.
+
+    Returns:
+        See docs/result-format.md.
+
+    Raises:
+        ProbeError: If the file is not there, or is not what a run writes.
+    """
+    path = folder / _PREDICTIONS
+    try:
+        table = pd.read_parquet(path, engine="pyarrow")
+    except (OSError, ValueError) as exc:  # pyarrow's errors are ValueErrors
+        raise ProbeError(f"{path} cannot be read ({exc}); fit again") from exc
+    if lacking := [c for c in ("item_id", "group", "seed", "fold") if c not in table]:
+        raise ProbeError(f"{path} has no column {lacking[0]!r}; fit again")
+    return table
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as its file's ending says: .csv or .parquet.
+
+    Raises:
+        ProbeError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".csv":
+            table.to_csv(path, index=False)
+        else:
+            table.to_parquet(path, index=False, engine="pyarrow")
+    except OSError as exc:
+        raise ProbeError(f"cannot write {path}: {exc.strerror or exc}") from exc
 
 
 def find_results(root: Path) -> dict[str, Result]:

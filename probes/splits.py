@@ -10,6 +10,8 @@ import numpy.typing as npt
 __all__ = [
     "Split",
     "check_no_leakage",
+    "draw_fraction",
+    "draw_shots",
     "hold_out",
     "split_by_column",
     "splits_by_column",
@@ -151,6 +153,79 @@ def hold_out(
     _, held = train_test_split(names, test_size=share, random_state=seed, stratify=strata)
     val = split.train & np.isin(group_of_item, held)
     return Split(train=split.train & ~val, val=val, test=split.test)
+
+
+def draw_shots(
+    split: Split,
+    y: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    names: Sequence[str],
+    *,
+    shots: int,
+    seed: int = 0,
+) -> Split:
+    """Keep a few training items of each class, of different groups as far as there are.
+
+    The rarest class draws first, and what it draws counts for every class that an item has: with
+    several labels an item, a common label can come to more than ``shots``. Items without any label
+    are drawn like a class of their own.
+
+    Args:
+        split: Whose training side is drawn from.
+        y: (n_items, n_outputs) of 0 and 1.
+        groups: (n_items,) the group of each item.
+        names: Of the outputs.
+        shots: Items a class, at least 1.
+        seed: Of the draw.
+
+    Returns:
+        The split with a smaller training side.
+
+    Raises:
+        ValueError: If a class has fewer training items than ``shots``.
+    """
+    labels, group_of_item = np.asarray(y).astype(bool), np.asarray(groups)
+    classes = [*zip(names, labels.T, strict=True), ("none of them", ~labels.any(axis=1))]
+    order = np.random.default_rng(seed).permutation(len(labels))
+    drawn = np.zeros(len(labels), dtype=bool)
+    for name, has in sorted(classes, key=lambda named: int((named[1] & split.train).sum())):
+        if name == "none of them" and not has.any():
+            continue
+        lacking = shots - int((drawn & has).sum())
+        candidates = order[(has & split.train & ~drawn)[order]]
+        if lacking > len(candidates):
+            raise ValueError(
+                f"{shots} items of each class were to be drawn; {name!r} has "
+                f"{int((has & split.train).sum())} on the training side: ask for fewer"
+            )
+        _, first = np.unique(group_of_item[candidates], return_index=True)
+        again = np.ones(len(candidates), dtype=bool)
+        again[first] = False
+        again |= np.isin(group_of_item[candidates], group_of_item[drawn])
+        drawn[candidates[np.argsort(again, kind="stable")][: max(lacking, 0)]] = True
+    return Split(train=drawn, val=split.val, test=split.test)
+
+
+def draw_fraction(
+    split: Split, labels: npt.ArrayLike, groups: npt.ArrayLike, *, fraction: float, seed: int = 0
+) -> Split:
+    """Keep a share of the training groups, with about the same share of each label.
+
+    Args:
+        split: Whose training side is drawn from.
+        labels: (n_items,) one label for each item.
+        groups: (n_items,) the group of each item.
+        fraction: Of the training groups, between 0 and 1.
+        seed: Of the draw.
+
+    Returns:
+        The split with a smaller training side.
+
+    Raises:
+        ValueError: If there are too few groups.
+    """
+    held = hold_out(split, labels, groups, share=1 - fraction, seed=seed)
+    return Split(train=held.train, val=split.val, test=split.test)
 
 
 def stratified_group_folds(

@@ -1,7 +1,7 @@
 """From columns of an item table to what a head learns: a matrix of zeros and ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,18 @@ class Targets:
     known: npt.NDArray[np.bool_]
     strata: npt.NDArray[np.str_]
 
+    def of(self, rows: npt.NDArray[np.bool_]) -> "Targets":
+        """Give the targets of some of the items: those where `rows` (n_items,) is True."""
+        return replace(self, y=self.y[rows], known=self.known[rows], strata=self.strata[rows])
 
-def read_targets(items: pd.DataFrame, columns: Sequence[str], *, positive: str | None) -> Targets:
+
+def read_targets(
+    items: pd.DataFrame,
+    columns: Sequence[str],
+    *,
+    positive: str | None,
+    classes: Sequence[str] | None = None,
+) -> Targets:
     """Read targets from the item table.
 
     One column with two values is binary, with more multiclass; several columns, each of 0 and 1,
@@ -50,6 +60,8 @@ def read_targets(items: pd.DataFrame, columns: Sequence[str], *, positive: str |
         columns: Names of target columns.
         positive: The value of a binary target that counts as positive; by default 1, true, yes or
             positive, else the last in order.
+        classes: What the outputs stand for where a head was fitted already; the items may lack
+            some, and can have no other.
 
     Returns:
         The targets.
@@ -65,10 +77,12 @@ def read_targets(items: pd.DataFrame, columns: Sequence[str], *, positive: str |
                 "`dinocache relabel` adds more."
             )
     if len(columns) > 1:
-        return _multilabel(items, tuple(columns))
+        return _multilabel(items, tuple(columns), may_lack=classes is not None)
     values = items[columns[0]]
     known_items = values.notna().to_numpy()
     texts = values.map(_text)
+    if classes is not None:
+        return _as_fitted(columns[0], texts.to_numpy(np.str_), known_items, classes, positive)
     classes = sorted(set(texts[known_items]))
     if len(classes) < 2:
         only = repr(classes[0]) if classes else "no value"
@@ -103,7 +117,46 @@ def read_targets(items: pd.DataFrame, columns: Sequence[str], *, positive: str |
     )
 
 
-def _multilabel(items: pd.DataFrame, columns: tuple[str, ...]) -> Targets:
+def _as_fitted(
+    column: str,
+    texts: npt.NDArray[np.str_],
+    known: npt.NDArray[np.bool_],
+    classes: Sequence[str],
+    positive: str | None,
+) -> Targets:
+    """Read the values of one column as the outputs of a head that is there already."""
+    binary = len(classes) == 1
+    sought = [positive or classes[0]] if binary else list(classes)
+    values = set(texts[known].tolist())
+    if strange := sorted(values - set(sought)):
+        if not binary:
+            raise ProbeError(
+                f"target {column!r} holds {strange[0]!r}, which the head does not know (it knows "
+                f"{', '.join(classes)})"
+            )
+        if len(strange) > 1:
+            raise ProbeError(
+                f"target {column!r} holds {', '.join(sorted(values))}; the head tells "
+                f"{sought[0]!r} from one other value"
+            )
+    if binary and sought[0] not in values:
+        raise ProbeError(
+            f"target {column!r} holds {', '.join(sorted(values)) or 'no value'}, and never "
+            f"{sought[0]!r}, which the head was fitted to tell"
+        )
+    return Targets(
+        columns=(column,),
+        kind="binary" if binary else "multiclass",
+        classes=tuple(classes),
+        y=np.stack([texts == c for c in sought], axis=1).astype(np.float32),
+        known=known,
+        strata=texts,
+    )
+
+
+def _multilabel(
+    items: pd.DataFrame, columns: tuple[str, ...], *, may_lack: bool = False
+) -> Targets:
     table = items[list(columns)]
     known = table.notna().all(axis=1).to_numpy()
     y = np.zeros(table.shape, np.float32)
@@ -114,7 +167,7 @@ def _multilabel(items: pd.DataFrame, columns: tuple[str, ...]) -> Targets:
                 f"target {column!r} holds {strange[0]!r}; with several targets each is 0 or 1"
             )
         y[:, index] = texts.to_numpy() == "1"
-        if len(set(texts[known])) < 2:
+        if len(set(texts[known])) < 2 and not may_lack:
             raise ProbeError(f"target {column!r} has one class; a probe needs at least two")
     # Folds keep the rarest label of each item even: strata of all combinations would be too thin.
     order = np.argsort(y[known].sum(0), kind="stable")

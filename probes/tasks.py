@@ -1,6 +1,6 @@
 """Tasks of manifests: what one asks of `probe fit` by the name DATASET/TASK."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from dinocache.layout import HEADER
 from dinocache.manifest import (
     Folds,
     Manifest,
+    SplitRule,
     Task,
     find_task,
     load_manifest,
@@ -17,10 +18,10 @@ from dinocache.manifest import (
 )
 from dinocache.recipe import model_folder
 from dinocache.store import FeatureStore
-from probes.fit import FitRequest
-from probes.heads import HEADS, Setting
+from probes.heads import HEADS
+from probes.request import FitRequest, TestOn
 
-__all__ = ["list_tasks", "store_of", "task_request"]
+__all__ = ["list_tasks", "store_of", "stores_of", "task_request", "test_target"]
 
 _CLASSIFIES = ("binary", "multiclass", "multilabel")
 
@@ -69,92 +70,164 @@ def store_of(root: Path, dataset: str, *, model: str, resolution: str | None, va
         StoreNotFoundError: If there is none, and which there are.
         RequestError: If there are several, and none was named.
     """
-    folder = root / dataset / model_folder(model)
-    ending = f"-{variant}" if variant else ""
+    fitting = stores_of(root, dataset, models=[model], variant=variant)
     if resolution is not None:
-        path = folder / f"{resolution}{ending}"
-        if (path / HEADER).exists():
-            return path
-    there = sorted(h.parent for h in (root / dataset).glob(f"*/*/{HEADER}"))
-    fitting = [p for p in there if p.parent == folder and ("-" in p.name) == bool(variant)]
-    if resolution is None and len(fitting) == 1:
+        fitting = [path for path in fitting if _resolution(path) == resolution]
+    if len(fitting) == 1:
         return fitting[0]
-    listed = ", ".join(f"{p.parent.name} at {p.name}" for p in there) or "none of it"
-    if resolution is None and fitting:
+    listed = ", ".join(f"{p.parent.name} at {p.name}" for p in _stores(root, dataset))
+    if fitting:
         raise RequestError(f"--resolution: there are several stores of {dataset}: {listed}")
     raise StoreNotFoundError(
         f"there is no store of {dataset} by {model}{f' at {resolution}' if resolution else ''} "
-        f"under {root} (there is: {listed}); `dinocache extract {dataset} --model {model}` makes it"
+        f"under {root} (there is: {listed or 'none of it'}); "
+        f"`dinocache extract {dataset} --model {model}` makes it"
     )
+
+
+def stores_of(
+    root: Path,
+    dataset: str,
+    *,
+    models: Sequence[str] | None = None,
+    resolutions: Sequence[str] | None = None,
+    variant: str = "",
+) -> list[Path]:
+    """Find the stores of a dataset.
+
+    Args:
+        root: Of stores.
+        dataset: Its name.
+        models: Of these encoders; None for all.
+        resolutions: At these; None for all.
+        variant: Of this variant.
+
+    Returns:
+        Their folders, in order of names, resolutions by size.
+    """
+    folders = None if models is None else [model_folder(model) for model in models]
+    found = [
+        path
+        for path in _stores(root, dataset)
+        if (folders is None or path.parent.name in folders)
+        and (resolutions is None or _resolution(path) in resolutions)
+        and path.name.partition("-")[2] == variant
+    ]
+    return sorted(found, key=lambda p: (p.parent.name, [int(n) for n in _resolution(p).split("x")]))
+
+
+def _stores(root: Path, dataset: str) -> list[Path]:
+    return sorted(header.parent for header in (root / dataset).glob(f"*/*/{HEADER}"))
+
+
+def _resolution(path: Path) -> str:
+    return path.name.partition("-")[0]
 
 
 def task_request(
     named: str,
     store: Path,
     *,
-    head: str | None,
-    features: Sequence[str] | None,
-    settings: Mapping[str, Setting],
-    seeds: int | None,
-    replicates: int,
+    train_store: Path | None = None,
+    **asked: Any,  # noqa: ANN401 - whatever FitRequest takes
 ) -> FitRequest:
     """Put together what a task asks for; what a person says goes first.
 
     Args:
         named: DATASET/TASK.
         store: Of that dataset.
-        head: In place of the task's.
-        features: Likewise.
-        settings: Of the head, beside the task's if the head is the task's.
-        seeds: In place of the task's.
-        replicates: Of the bootstrap.
+        train_store: Of the dataset that its heads are fitted on, where the task names one.
+        **asked: Fields of `FitRequest` in place of the task's; None takes the task's.
 
     Returns:
         The request.
 
     Raises:
         RequestError: If there is no such task, or its head or kind is not there yet.
-        StoreError: If the store cannot be read.
+        StoreError: If a store cannot be read.
     """
     manifest, name, task = find_task(named)
-    chosen = head or task.head
+    said = {key: value for key, value in asked.items() if value is not None}
+    head = str(said.get("head", task.head))
+    _check_can(named, task, head)
+    _check_columns(store, manifest, named, (split_column(task.split), *task.targets))
+    own = task.settings if head == task.head else {}
+    trains, rule, test_on = task, _rule(manifest, task), None
+    if task.train_on:
+        _, _, trains = find_task(task.train_on)
+        rule = _rule(find_task(task.train_on)[0], trains)
+        if train_store is None:
+            raise RequestError(f"{named} tests heads that are fitted on {task.train_on}")
+        test_on = TestOn(
+            store=store,
+            targets=task.targets,
+            positive=task.positive,
+            split=split_column(task.split),
+        )
+        store = train_store
+    whole: dict[str, Any] = {
+        "task": f"{manifest.name}/{name}",
+        "targets": trains.targets,
+        "of": task.of,
+        "features": task.features or None,
+        "positive": trains.positive,
+        "split": None if said.get("folds") else split_column(trains.split),
+        "validation": rule.validation if isinstance(rule, Folds) else None,
+        "test_on": test_on,
+        "seeds": task.seeds,
+        "drop_missing": True,
+        "metrics": task.metrics,
+    }
+    whole |= said
+    whole |= {"head": head, "settings": {**own, **said.get("settings", {})}}
+    return FitRequest(store=store, **whole)
+
+
+def test_target(named: str, store: Path) -> TestOn:
+    """Say what of a task is tested by heads that are fitted on other items.
+
+    Args:
+        named: DATASET/TASK.
+        store: Of that dataset.
+
+    Returns:
+        The side `test` of the task's split, or all items where the split has no such side.
+
+    Raises:
+        RequestError: If there is no such task.
+        StoreError: If the store cannot be read.
+    """
+    _, _, task = find_task(named)
+    column = split_column(task.split)
+    items = FeatureStore(store).items
+    sided = column in items and items[column].isin(["test", "testing"]).any()
+    return TestOn(
+        store=store,
+        targets=task.targets,
+        positive=task.positive,
+        split=column if sided else None,
+    )
+
+
+def _check_can(named: str, task: Task, head: str) -> None:
     if task.kind not in _CLASSIFIES:
         raise RequestError(f"{named} is a {task.kind}; `probe fit` classifies so far")
-    if chosen not in HEADS:
-        raise RequestError(
-            f"{named} wants the head {chosen!r}; there are {', '.join(HEADS)} so far"
-        )
-    if task.train_on:
-        raise RequestError(f"{named} tests heads that were fitted on {task.train_on}; fit that")
-    column = split_column(task.split)
+    if head not in HEADS:
+        raise RequestError(f"{named} wants the head {head!r}; there are {', '.join(HEADS)} so far")
+
+
+def _check_columns(store: Path, manifest: Manifest, named: str, wanted: Sequence[str]) -> None:
     columns = FeatureStore(store).items.columns
-    if lacking := [c for c in (column, *task.targets) if c not in columns]:
+    if lacking := [column for column in wanted if column not in columns]:
         raise RequestError(
             f"the items of {store} have no column {lacking[0]!r}: the store is older than the "
             f"manifest. `dinocache relabel {store} {_named(manifest, named)} --data DIR` adds it"
         )
-    own = task.settings if chosen == task.head else {}
-    return FitRequest(
-        store=store,
-        task=f"{manifest.name}/{name}",
-        targets=task.targets,
-        of=task.of,
-        head=chosen,
-        features=tuple(features) if features else task.features or None,
-        settings={**own, **settings},
-        positive=task.positive,
-        split=column,
-        validation=_validation(manifest, task),
-        seeds=seeds or task.seeds,
-        drop_missing=True,
-        replicates=replicates,
-    )
+
+
+def _rule(manifest: Manifest, task: Task) -> SplitRule | None:
+    return manifest.splits.get(task.split)
 
 
 def _named(manifest: Manifest, named: str) -> str:
     return manifest.name if manifest.name in shipped_manifests() else named.rpartition("/")[0]
-
-
-def _validation(manifest: Manifest, task: Task) -> float | None:
-    rule = manifest.splits.get(task.split)
-    return rule.validation if isinstance(rule, Folds) else None

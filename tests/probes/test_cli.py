@@ -37,7 +37,7 @@ def test_the_default_folder_says_what_was_fitted(
     tiny_store: FeatureStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(tiny_store.path, "--target", "third", "--features", "cls,mean") == 0
-    folder = Path("runs/images/third/tiny-32x48-cls+mean-knn")
+    folder = Path("runs/images/third/tiny-32x48-cls+mean-knn-k=3")
     assert capsys.readouterr().out.splitlines()[-1] == f"run: {folder}"
     assert Result.read(folder).features == ("cls", "mean")
 
@@ -52,7 +52,7 @@ def test_a_hostile_column_stays_in_its_folder(
     relabel(store, Path("labels.csv"), data=tiny_table.parent)
     assert fit(store, "--target", column) == 0
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("result.json")]
-    assert found == [Path("runs/images/.._.._..__red_x/tiny-32x48-cls-knn/result.json")]
+    assert found == [Path("runs/images/.._.._..__red_x/tiny-32x48-cls-knn-k=3/result.json")]
 
 
 def test_what_a_person_reads(tiny_store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,8 @@ def test_what_a_person_reads(tiny_store: FeatureStore, capsys: pytest.CaptureFix
     for metric, found in result.metrics.items():
         row = next(line for line in lines if line.startswith(metric))
         assert f" {found.value:.3f} " in row
-        assert f" {found.low:.3f} to {found.high:.3f} " in row
+        interval = "-" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
+        assert f" {interval} " in row
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
+from cohorts import made_up
 from making import make_table, tiny_request
 from safetensors.numpy import load_file
 from sklearn import metrics
@@ -22,9 +22,10 @@ from dinocache.layout import SEALED, UNITS
 from dinocache.store import FeatureStore
 from probes.cli import main
 from probes.features import ItemFeatures, load_item_features
-from probes.fit import FitRequest, fit
+from probes.fit import fit
 from probes.heads import HEADS
-from probes.runs import Result, StoreOrigin, find_results
+from probes.request import FitRequest
+from probes.runs import Result, find_results
 
 
 @pytest.fixture
@@ -46,14 +47,24 @@ def request(store: Path, *targets: str, **options: object) -> FitRequest:
     return FitRequest(store=store, targets=targets, **(given | options))  # type: ignore[arg-type]
 
 
+ABLE: dict[str, dict[str, object]] = {"abmil": {"epochs": 25, "lr": 0.005}}
+"""What a head needs besides `QUICK` to learn something."""
+QUICK: dict[str, dict[str, object]] = {
+    "abmil": {"epochs": 4, "min_epochs": 1, "projection": 8, "hidden": 4, "lr": 0.01},
+    "knn": {"k": 5},
+    "linear": {"epochs": 20},
+    "logistic": {"points": 4},
+    "xgboost": {"rounds": 8},
+}
+
+
 @pytest.mark.parametrize("head", sorted(HEADS))
 @pytest.mark.parametrize("target", ["bright", "third"])
 def test_figures_follow_from_the_predictions(
     tiny_store: FeatureStore, head: str, target: str
 ) -> None:
     """Each metric, computed again by scikit-learn from predictions.parquet, fold by fold."""
-    settings = {"k": 5} if head == "knn" else {"epochs": 20}
-    fitted = fit(request(tiny_store.path, target, head=head, settings=settings))
+    fitted = fit(request(tiny_store.path, target, head=head, settings=QUICK[head]))
     result, predictions = fitted.result, fitted.predictions
     assert result.task.kind == ("binary" if target == "bright" else "multiclass")
     assert result.store.random_weights
@@ -61,6 +72,10 @@ def test_figures_follow_from_the_predictions(
     for _, fold in predictions.groupby(["seed", "fold"]):
         truth = fold[[c for c in fold if c.startswith("truth.")]].to_numpy()
         scores = fold[[c for c in fold if c.startswith("score.")]].to_numpy()
+        truth_columns = zip(truth.T, scores.T, strict=True)
+        found["average_precision"].append(
+            float(np.mean([metrics.average_precision_score(t, s) for t, s in truth_columns]))
+        )
         if target == "bright":
             labels, called, average = truth[:, 0], scores[:, 0] >= 0.5, "binary"
             found["auc"].append(metrics.roc_auc_score(labels, scores[:, 0]))
@@ -76,8 +91,9 @@ def test_figures_follow_from_the_predictions(
         estimate = result.metrics[name]
         assert estimate.value == pytest.approx(np.mean(values), abs=1e-9)
         assert estimate.sd_folds == pytest.approx(np.std(values, ddof=1), abs=1e-9)
-        assert estimate.low is not None
-        assert estimate.low <= estimate.high
+        if estimate.low is not None:
+            assert estimate.low <= estimate.high
+            assert estimate.value not in (0.0, 1.0)
     if target == "bright":
         assert result.metrics["auc"].value == 1.0  # bright and dark images differ by anything
 
@@ -94,7 +110,8 @@ def test_again_gives_the_same_bytes_and_a_saved_head_predicts_alike(
     tiny_store: FeatureStore, tmp_path: Path, head: str
 ) -> None:
     given = ["fit", str(tiny_store.path), "--target", "third", "--head", head, "--folds", "3"]
-    given += ["--set", "k=3"] if head == "knn" else ["--seeds", "2", "--set", "epochs=9"]
+    given += [] if head in ("knn", "logistic") else ["--seeds", "2"]
+    given += [part for key, value in QUICK[head].items() for part in ("--set", f"{key}={value}")]
     runs = [tmp_path / "a", tmp_path / "b"]
     for run in runs:
         assert main([*given, "--replicates", "20", "--out", str(run)]) == 0
@@ -104,11 +121,10 @@ def test_again_gives_the_same_bytes_and_a_saved_head_predicts_alike(
     result = Result.read(runs[0])
     arrays = load_file(runs[0] / "head.safetensors")
     mine = {k.removeprefix("s0.f1."): v for k, v in arrays.items() if k.startswith("s0.f1.")}
-    restored = HEADS[head].from_arrays(
-        result.head.settings | {"seed": 0} if head == "linear" else result.head.settings, mine
-    )
+    restored = HEADS[head].from_arrays(result.head.settings, mine)
     predictions = pd.read_parquet(runs[0] / "predictions.parquet").query("seed == 0 and fold == 1")
-    loaded = load_item_features(tiny_store.path, ["cls"])
+    pool = "bags" if HEADS[head].takes == "bags" else "mean"
+    loaded = load_item_features(tiny_store.path, ["cls"], pool)
     rows = loaded.items["item_id"].isin(predictions["item_id"]).to_numpy()
     np.testing.assert_array_equal(
         restored.predict_proba(loaded.x[rows]),
@@ -198,7 +214,7 @@ def mistakes() -> list[object]:
         ),
         (unseal, ["--target", "bright"], 1, "3 of 4 units of 'cls' are extracted; run the same"),
         (flip, ["--target", "bright"], 1, "item_cls/c.0.0 is damaged: its checksum does not match"),
-        (None, ["--target", "bright", "--head", "oak"], 2, "--head 'oak': choose from knn, linear"),
+        (None, ["--target", "bright", "--head", "oak"], 2, "--head 'oak': choose from abmil, knn"),
         (None, ["--target", "bright", "--set", "glow=1"], 2, "head linear has no setting 'glow'"),
         (None, ["--target", "bright", "--set", "lr=fast"], 2, "must be"),
         (None, ["--target", "bright", "--features", "dense"], 2, "from cls, mean, embed"),
@@ -343,7 +359,8 @@ def test_real_x_rays(shared_data: Path, tmp_path: Path) -> None:
     outcome = extract(tiny_request(table, tmp_path / "f", data=source, unit_rows=64))
     assert (outcome.rows, outcome.failures, outcome.complete) == (102, (), True)
     for head in sorted(HEADS):
-        result = fit(request(outcome.path, "projection", head=head, positive="pa")).result
+        asked = {"head": head, "settings": QUICK[head] | ABLE.get(head, {})}
+        result = fit(request(outcome.path, "projection", positive="pa", **asked)).result
         assert (result.items, result.groups) == (102, 35)
         assert result.store.weights == "random:0"
         assert (result.metrics["auc"].value or 0) > 0.8
@@ -352,37 +369,11 @@ def test_real_x_rays(shared_data: Path, tmp_path: Path) -> None:
 # With features made up: what depends on who is whose, and on rare classes
 
 
-def made_up(
-    labels: npt.ArrayLike, groups: npt.ArrayLike, *, noise: float = 1, **columns: object
-) -> ItemFeatures:
-    """Features (n_items, 5) of which one tells the label, more or less."""
-    labels, groups = np.asarray(labels), np.asarray(groups)
-    ids = [f"i{n:04d}" for n in range(len(labels))]
-    x = np.random.default_rng(0).normal(0, noise, (len(labels), 5)).astype(np.float32)
-    x[:, 2] += np.unique(labels, return_inverse=True)[1]
-    table = {"item_id": ids, "path": ids, "group": [f"p{g}" for g in groups], "t": labels}
-    return ItemFeatures(
-        x=x,
-        kinds=("cls",),
-        items=pd.DataFrame(table | columns),
-        failed={},
-        store=StoreOrigin(
-            dataset="made-up",
-            model="none",
-            resolution="8",
-            variant="",
-            digest="d",
-            weights="random:0",
-            random_weights=True,
-            items_table="t",
-        ),
-    )
-
-
 @pytest.fixture
 def fit_made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     def fitted(features: ItemFeatures, *targets: str, **options: object) -> Result:
-        monkeypatch.setattr("probes.fit.load_item_features", lambda *_: features)
+        monkeypatch.setattr("probes.cohort.load_item_features", lambda *_: features)
+        monkeypatch.setattr("probes.fit.store_state", lambda path: {"path": str(path)})
         given = {"settings": {"epochs": 15}, "replicates": 300} | options
         return fit(request(Path("made-up"), *(targets or ("t",)), **given)).result
 
@@ -422,7 +413,7 @@ def test_a_head_without_a_mistake_has_no_interval(fit_made_up: FitMadeUp, classe
     features = dataclasses.replace(features, x=np.eye(5, dtype=np.float32)[groups % classes])
     result = fit_made_up(features, folds=5, head="knn", settings={"k": 1})
     for found in result.metrics.values():
-        assert (found.value, found.low, found.high) == (1, 1, 1)
+        assert (found.value, found.low, found.high) == (1, None, None)
 
 
 def test_fewer_patients_are_less_certain(fit_made_up: FitMadeUp) -> None:
@@ -522,3 +513,77 @@ def test_the_order_of_the_table_changes_no_fold(fit_made_up: FitMadeUp) -> None:
     one, two = (fit_made_up(f, folds=None) for f in (features, backwards))
     assert one.split == two.split
     assert (one.split.column, one.split.n_train, one.split.n_test) == ("split", 14, 14)
+
+
+# Subgroups, classes, DeLong
+
+
+def test_subgroups_are_judged_apart(fit_made_up: FitMadeUp) -> None:
+    groups = np.arange(120) // 2
+    centre = np.where(groups < 30, "north", "south")
+    features = made_up(groups % 2, groups, noise=2, centre=centre)
+    result = fit_made_up(features, folds=3, by=("centre",), settings={"epochs": 15})
+    north, south = (result.subgroups["centre"][name] for name in ("north", "south"))
+    assert (north.items, north.groups, south.items) == (60, 30, 60)
+    whole = result.metrics["accuracy"].value
+    of_parts = [part.metrics["accuracy"].value for part in (north, south)]
+    assert min(of_parts) <= whole <= max(of_parts)
+    assert north.metrics["auc"].low < north.metrics["auc"].value < north.metrics["auc"].high
+
+
+def test_one_patient_has_no_interval(fit_made_up: FitMadeUp) -> None:
+    groups = np.arange(60) // 2
+    scanner = np.where(groups == 4, "old", "new")
+    features = made_up(np.arange(60) % 2, groups, noise=2, scanner=scanner)
+    result = fit_made_up(features, folds=3, by=("scanner",), metrics=("accuracy",))
+    alone = result.subgroups["scanner"]["old"]
+    assert (alone.items, alone.groups) == (2, 1)
+    assert (alone.metrics["accuracy"].low, alone.metrics["accuracy"].high) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"by": ("moon",)}, "--by: there is no column 'moon'; the store has item_id, path, group"),
+        ({"by": ("age",)}, "--by: 'age' has 40 values, which is no subgroup any more"),
+        ({"metrics": ("subset_accuracy",)}, "is for multilabel tasks, this one is binary"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_before_training(
+    fit_made_up: FitMadeUp, monkeypatch: pytest.MonkeyPatch, asked: dict[str, object], message: str
+) -> None:
+    def train(*_: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("probes.fit.train", train)
+    features = made_up(np.arange(40) % 2, np.arange(40), age=np.arange(40) / 7)
+    with pytest.raises(ProbeError, match=message):
+        fit_made_up(features, folds=3, **asked)
+
+
+def test_classes_have_intervals_and_delong_where_one_fold_tests(fit_made_up: FitMadeUp) -> None:
+    groups = np.arange(180) // 2
+    sides = np.where(groups < 60, "train", "test")
+    result = fit_made_up(made_up(groups % 3, groups, noise=2, split=sides), seeds=2, folds=None)
+    for name, found in result.delong.items():
+        of_class = result.per_class[name]["auc"]
+        assert found.value == pytest.approx(of_class.value)
+        assert found.low < found.value < found.high
+        assert (found.high - found.low) / (of_class.high - of_class.low) == pytest.approx(
+            1, abs=0.4
+        )
+    assert set(result.delong) == {"0", "1", "2"}
+    assert fit_made_up(made_up(groups % 3, groups, noise=2), folds=3).delong == {}
+
+
+def test_more_models_make_nothing_more_certain(fit_made_up: FitMadeUp) -> None:
+    """Five folds' heads on one test set: the patients are drawn once for all of them."""
+    groups = np.arange(200) // 2
+    column = np.where(groups < 60, "test", (groups % 5).astype(str))
+    features = made_up(groups % 2, groups, noise=4, cv=column)
+    five = fit_made_up(features, split="cv", folds=None)
+    sides = np.where(groups < 60, "test", "train")
+    features = made_up(groups % 2, groups, noise=4, side=sides)
+    one = fit_made_up(features, split="side", folds=None)
+    assert five.split.folds == 5
+    assert width(five, "auc") > 0.8 * width(one, "auc")

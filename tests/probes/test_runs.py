@@ -16,9 +16,11 @@ from probes.cli import main
 from probes.runs import (
     Estimate,
     HeadFacts,
+    Interval,
     Result,
     SplitFacts,
     StoreOrigin,
+    Subgroup,
     TaskFacts,
     find_results,
 )
@@ -43,9 +45,11 @@ def estimate(value: float | None = 0.75) -> Estimate:
 def result(**changes: object) -> Result:
     """A result such as `fit` gives, with some fields changed."""
     made = Result(
+        inputs="i1",
         task=TaskFacts(targets=("a", "b"), kind="multilabel", classes=("a", "b")),
         head=HeadFacts(name="knn", settings={"k": 5, "temperature": None}),
         features=("cls", "mean"),
+        pool="mean",
         store=StoreOrigin(
             dataset="demo",
             model="tiny",
@@ -64,7 +68,9 @@ def result(**changes: object) -> Result:
         groups=21,
         left_out={"x": "target missing"},
         metrics={"auc": estimate(), "f1": estimate(None)},
-        per_class={"a": {"auc": 0.1 + 0.2}, "b": {"auc": None}},
+        per_class={"a": {"auc": estimate(0.1 + 0.2)}, "b": {"auc": estimate(None)}},
+        subgroups={"sex": {"F": Subgroup(items=3, groups=2, metrics={"auc": estimate()})}},
+        delong={"a": Interval(value=0.5, low=None, high=None, level=0.95)},
         auc_skipped=("b",),
         curve=({"k": 1.0, "auc": None}, {"k": 5.0, "auc": 0.75}),
         versions={"python": "3.11"},
@@ -136,9 +142,9 @@ def garbled(change: str) -> bytes:
         pytest.param(b"", "the file: Invalid JSON", id="empty"),
         pytest.param(b"\xff\xfe\x00", "the file: Invalid JSON", id="no-text"),
         pytest.param(b"[]", "the file: Input should be an object", id="a-list"),
-        pytest.param(b"{}", "task: Field required", id="no-fields"),
+        pytest.param(b"{}", "inputs: Field required", id="no-fields"),
         pytest.param(b"[" * 9999, "the file: Invalid JSON: recursion", id="very-deep"),
-        pytest.param(garbled('"format":1 -> "format":2'), "format: Input should be 1", id="later"),
+        pytest.param(garbled('"format":2 -> "format":3'), "format: Input should be 2", id="later"),
         pytest.param(garbled('"items":42 -> "items":"no"'), "items: Input", id="another-type"),
         pytest.param(garbled('"items":42 -> "items":42,"x":1'), "x: Extra inputs", id="unknown"),
         pytest.param(

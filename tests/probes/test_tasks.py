@@ -10,11 +10,15 @@ from miniature import miniature
 
 from dinocache.cli import main as dinocache
 from dinocache.errors import ProbeError, RequestError, StoreNotFoundError
+from dinocache.extract import extract
 from dinocache.manifest import load_published
+from dinocache.request import ExtractRequest
+from dinocache.store import FeatureStore
 from probes.cli import main as probe
 from probes.cli import task_names
 from probes.features import load_row_features
 from probes.published import published_tasks
+from probes.runs import Result, read_predictions
 from probes.splits import Split, check_no_leakage, hold_out, splits_by_column
 from probes.tasks import list_tasks, store_of
 
@@ -123,13 +127,53 @@ def test_tasks_are_listed(capsys: Capture) -> None:
     printed = capsys.readouterr().out
     assert "nih14/findings" in printed
     assert probe(["tasks", "nih14", "--json"]) == 0
-    (task,) = json.loads(capsys.readouterr().out)
+    task, thresholds = json.loads(capsys.readouterr().out)
     assert (task["task"], task["head"]) == ("nih14/findings", "linear")
-    assert len(list_tasks(None)) > len(list_tasks("nih14")) == 1
+    assert thresholds["split"] == "with_val"
+    assert len(list_tasks(None)) > len(list_tasks("nih14")) == 2
     assert probe(["tasks", "moon"]) == 2
     assert "nih14/" in task_names("ni")
-    assert task_names("nih14/f") == ["nih14/findings"]
+    assert task_names("nih14/f") == ["nih14/findings", "nih14/findings-thresholds"]
     assert task_names("moon/") == []
+
+
+def test_a_task_that_is_trained_on_another_dataset(tmp_path: Path, capsys: Capture) -> None:
+    """Five folds of Camelyon16 stop five heads, which are tested on slides of Camelyon17."""
+    for name in ("camelyon16", "camelyon17"):
+        data = tmp_path / name
+        data.mkdir()
+        miniature(name).make(data)
+        made = extract(
+            ExtractRequest(
+                dataset=name,
+                data=data,
+                root=tmp_path / "features",
+                model="tiny",
+                resolution=(32, 32),
+                features=("mean",),
+                options=miniature("camelyon16").options,
+                weights="random:0",
+                device="cpu",
+                allow_missing=True,
+            )
+        )
+    command = ["fit", "camelyon17/unseen", "--store", str(tmp_path / "features"), "--model", "tiny"]
+    command += ["--set", "epochs=2", "--set", "min_epochs=1", "--replicates", "20"]
+    assert probe([*command, "--out", str(tmp_path / "run")]) == 0
+    assert "tested on camelyon17" in capsys.readouterr().out
+    result = Result.read(tmp_path / "run")
+    assert (result.store.dataset, result.pool) == ("camelyon16", "bags")
+    assert result.test_store is not None
+    assert result.test_store.dataset == "camelyon17"
+    assert (result.split.column, result.split.folds) == ("split.cv", 5)
+    assert result.metrics["auc"].sd_folds is not None
+    tested = read_predictions(tmp_path / "run")
+    items = FeatureStore(made.path).items.set_index("item_id")
+    assert set(tested["item_id"]) <= set(items.index[items["split.unseen_attrimil"] == "test"])
+    assert (tested.groupby("fold").size() == tested["item_id"].nunique()).all()
+    swept = ["sweep", "camelyon17/unseen", "--store", str(tmp_path / "features"), "--jobs", "1"]
+    assert probe([*swept, "--dry-run", "--out", str(tmp_path / "runs")]) == 0
+    assert "runs/camelyon17/unseen/tiny-32-mean-abmil" in capsys.readouterr().out
 
 
 # Splits that stand in a column

@@ -1,0 +1,241 @@
+"""Many runs: tasks by encoders by resolutions by heads, those that are there already left alone."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from dinocache.errors import DinocacheError, RequestError, StoreNotFoundError
+from dinocache.manifest import find_task
+from probes.fit import fit, inputs_of
+from probes.heads import HEADS
+from probes.places import run_folder
+from probes.request import FitRequest
+from probes.runs import Result
+from probes.tasks import stores_of, task_request
+
+__all__ = ["Planned", "Ran", "SweepRequest", "plan_sweep", "run_sweep"]
+
+State = Literal["fitted", "unchanged", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """What a person asks of `probe sweep`.
+
+    Attributes:
+        tasks: DATASET/TASK each; or, with `targets`, datasets.
+        root: Of the stores.
+        out: Folder that runs go to.
+        targets: Columns, where datasets are named.
+        models: Encoders; None for all that have stores.
+        resolutions: Likewise.
+        variant: Of the stores.
+        heads: None takes each task's own.
+        settings: Head -> setting -> values, of which each combination is a run.
+        searches: Head -> grid that validation items choose from within a run.
+        varied: Field of `FitRequest` -> values, likewise: shots, fraction, pool, features.
+        fixed: Fields of `FitRequest` that are the same for all runs.
+    """
+
+    tasks: tuple[str, ...]
+    root: Path
+    out: Path
+    targets: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = None
+    resolutions: tuple[str, ...] | None = None
+    variant: str = ""
+    heads: tuple[str, ...] | None = None
+    settings: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
+    searches: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
+    varied: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One run to be."""
+
+    folder: Path
+    request: FitRequest
+    unchanged: bool
+    """Whether its folder holds this very run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What came of one run."""
+
+    folder: Path
+    state: State
+    result: Result | None = None
+    error: str = ""
+
+
+def plan_sweep(request: SweepRequest) -> list[Planned]:
+    """Find the runs that a sweep stands for, and which of them are there.
+
+    Args:
+        request: What is asked.
+
+    Returns:
+        In order of tasks, encoders, resolutions, heads, settings.
+
+    Raises:
+        RequestError: If a name is unknown, or two runs would go to one folder.
+        StoreError: If a store cannot be read, or a task has none.
+    """
+    planned: dict[Path, Planned] = {}
+    for name in request.tasks:
+        for store, train_store in _stores(request, name):
+            for asked in _combinations(request):
+                one = _request(request, name, store, train_store, asked)
+                folder = request.out / run_folder(one)
+                if folder in planned:
+                    continue  # a setting of another head
+                planned[folder] = Planned(
+                    folder=folder, request=one, unchanged=_is_there(folder, one)
+                )
+    return list(planned.values())
+
+
+def run_sweep(
+    planned: Sequence[Planned], *, jobs: int, told: Callable[[Ran], None] = lambda ran: None
+) -> list[Ran]:
+    """Do the runs that are not there.
+
+    Args:
+        planned: All of them.
+        jobs: Processes at once; each computes with one thread, so that results do not depend on
+            how many there are.
+        told: Called as each run ends, here, in the order of their ends.
+
+    Returns:
+        What came of each, in the order of `planned`.
+    """
+    ended: dict[Path, Ran] = {}
+
+    def end(ran: Ran) -> None:
+        ended[ran.folder] = ran
+        told(ran)
+
+    todo = [one for one in planned if not one.unchanged]
+    for one in planned:
+        if one.unchanged:
+            end(Ran(folder=one.folder, state="unchanged", result=Result.read(one.folder)))
+    with ProcessPoolExecutor(
+        max_workers=max(1, min(jobs, len(todo))),
+        mp_context=get_context("spawn"),
+        initializer=_alone,
+    ) as pool:
+        running: dict[Future[Ran], Planned] = {pool.submit(_run, one): one for one in todo}
+        try:
+            for future in as_completed(running):
+                end(_outcome(future, running[future]))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [ended[one.folder] for one in planned]
+
+
+def _outcome(future: "Future[Ran]", planned: Planned) -> Ran:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        why = "a process was killed, perhaps for want of memory; do the rest with --jobs 1"
+        return Ran(folder=planned.folder, state="failed", error=why)
+
+
+def _run(planned: Planned) -> Ran:
+    """Fit and write one run, in a process of its own."""
+    try:
+        fitted = fit(planned.request)
+        fitted.result.write(planned.folder, fitted.predictions, fitted.arrays)
+    except DinocacheError as exc:
+        return Ran(folder=planned.folder, state="failed", error=str(exc))
+    return Ran(folder=planned.folder, state="fitted", result=fitted.result)
+
+
+def _alone() -> None:
+    """Compute with one thread in this process: as many processes as cores share them out."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    threadpool_limits(1)
+
+
+def _is_there(folder: Path, request: FitRequest) -> bool:
+    if not (folder / "result.json").is_file():
+        return False
+    try:
+        return Result.read(folder).inputs == inputs_of(request)
+    except DinocacheError:
+        return False  # of another version: it is fitted again
+
+
+def _stores(request: SweepRequest, name: str) -> Iterator[tuple[Path, Path | None]]:
+    """Yield each store of a task, with the one that its heads are fitted on if that is another."""
+    if request.targets is not None:
+        dataset, train_on = name, None
+    else:
+        manifest, _, task = find_task(name)
+        dataset, train_on = manifest.name, task.train_on
+    asked: dict[str, Any] = {
+        "models": request.models,
+        "resolutions": request.resolutions,
+        "variant": request.variant,
+    }
+    stores = stores_of(request.root, dataset, **asked)
+    if not stores:
+        raise StoreNotFoundError(
+            f"there is no store of {dataset} under {request.root} by these encoders at these "
+            "resolutions; `dinocache ls` lists the stores, `dinocache extract` makes one"
+        )
+    for store in stores:
+        if train_on is None:
+            yield store, None
+            continue
+        other = find_task(train_on)[0].name
+        trains = request.root / other / store.parent.name / store.name
+        if not trains.is_dir():
+            raise StoreNotFoundError(
+                f"{name} tests heads that are fitted on {train_on}; there is no store {trains}"
+            )
+        yield store, trains
+
+
+def _combinations(request: SweepRequest) -> Iterator[dict[str, Any]]:
+    """Yield what tells runs on one store apart."""
+    varied = [dict(zip(request.varied, v, strict=True)) for v in product(*request.varied.values())]
+    for head in request.heads or (None,):
+        if head is not None and head not in HEADS:
+            raise RequestError(f"--head {head!r}: choose from {', '.join(HEADS)}")
+        grid = request.settings.get(head or "", {})
+        for values in product(*grid.values()):
+            for one in varied:
+                yield {**one, "head": head, "settings": dict(zip(grid, values, strict=True))}
+
+
+def _request(
+    request: SweepRequest,
+    name: str,
+    store: Path,
+    train_store: Path | None,
+    asked: Mapping[str, Any],
+) -> FitRequest:
+    given = {k: v for k, v in {**request.fixed, **asked}.items() if v is not None}
+    if request.targets is None:
+        head = given.get("head", find_task(name)[2].head)
+    else:
+        head = given.setdefault("head", "linear")
+    if head in request.searches:
+        given["grid"] = dict(request.searches[head])
+    if request.targets is None:
+        return task_request(name, store, train_store=train_store, **given)
+    return FitRequest(store=store, targets=request.targets, **given)
