@@ -19,11 +19,11 @@ __all__ = ["Member", "descend"]
 
 Array = npt.NDArray[np.float32]
 
-_WIDE, _WIDEST = 64, 192
-"""Columns from which on a stack is cut in two, and of the largest piece.
+_WIDE, _WIDEST = 128, 192
+"""Outputs from which on a stack is cut in two, and of the largest piece.
 
 The pieces train in threads of their own. Each gathers its batches itself, which takes as long as
-the products of some 15 columns.
+the products of some 15 outputs.
 """
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
@@ -252,10 +252,12 @@ class _Stack:
         self.gradient = torch.empty_like(self.parameters)
         self.weight, self.bias = self.parameters[:, :-1], self.parameters[:, -1:]
         self.by_weight, self.by_bias = self.gradient[:, :-1], self.gradient[:, -1:]
-        self.parts = [
-            (number, slice(*np.searchsorted(sets, [number, number + 1]).tolist()))
-            for number in np.unique(sets).tolist()
-        ]
+        by_member = self.gradient.view(len(members), self.n_outputs, -1)
+        # Of each set: its number, its members, and views of what is theirs.
+        self.parts: list[tuple[int, slice, Tensor, Tensor]] = []
+        for number in np.unique(sets).tolist():
+            part = slice(*np.searchsorted(sets, [number, number + 1]).tolist())
+            self.parts.append((number, part, self.losses[part], by_member[part]))
         factors = np.stack([one.varies / one.scale for one in batches.sets]).astype(np.float32)
         shifts = np.stack([one.mean - batches.mean for one in batches.sets])
         self.factor = torch.from_numpy(factors)[rows]
@@ -281,19 +283,16 @@ class _Stack:
         logits = self.logits[: n_rows * n_items].view(n_rows, n_items)
         torch.addmm(bias, self.scaled, batch.inputs.t(), out=logits)
         members = logits.view(-1, self.n_outputs, n_items)
-        for number, part in self.parts:
-            self.losses[part] += cross_entropy(
-                self.loss, members[part], batch.targets, batch.weights[number]
-            )
+        for number, part, losses, _ in self.parts:
+            losses += cross_entropy(self.loss, members[part], batch.targets, batch.weights[number])
         torch.mm(logits, batch.inputs, out=self.by_weight)
         torch.sum(logits, dim=1, keepdim=True, out=self.by_bias)
         if self.shift is not None:
             self.by_weight.addcmul_(self.by_bias, self.shift, value=-1)
         self.by_weight.mul_(self.factor)
         # Divided only now: sums of residuals that cancel are zero, which Adam does not scale up.
-        gradients = self.gradient.view(len(members), self.n_outputs, -1)
-        for number, part in self.parts:
-            gradients[part].div_(max(1, batch.counts[number]) * self.per_item)
+        for number, _, _, gradient in self.parts:
+            gradient.div_(max(1, batch.counts[number]) * self.per_item)
         self.adamw.step(self.gradient)
 
 
@@ -334,5 +333,5 @@ class _AdamW:
 
 def _n_pieces(n_members: int, n_outputs: int) -> int:
     """Return into how many stacks members of one seed are cut."""
-    columns = n_members * n_outputs
-    return 1 if columns < _WIDE else min(n_members, 2 * -(-columns // (2 * _WIDEST)))
+    outputs = n_members * n_outputs
+    return 1 if outputs < _WIDE else min(n_members, 2 * -(-outputs // (2 * _WIDEST)))

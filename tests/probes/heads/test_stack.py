@@ -200,7 +200,7 @@ class TestNeighbours:
 
 
 class TestArrays:
-    @pytest.mark.parametrize("n_heads", [1, 40])
+    @pytest.mark.parametrize("n_heads", [1, 50])
     def test_the_number_of_threads_changes_no_bit(self, n_heads: int) -> None:
         (x, y), mask = drawn(), folds()[0]
         before = torch.get_num_threads()

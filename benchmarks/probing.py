@@ -1,6 +1,6 @@
 """Speed and memory of the probes: the benchmarks of each head, and of a whole fit, in turn.
 
-    python benchmarks/probes.py [--quick]
+    python benchmarks/probing.py [--quick]
 
 Each is a program of its own, which says what it measures and against what: linear.py (linear
 probes and searches), neighbours.py (k-NN), bags.py (ABMIL), nih_shape.py (from store to report).
