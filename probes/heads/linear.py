@@ -187,6 +187,8 @@ class LinearHead(SavedHead):
     def _check_settings(self) -> None:
         if self.loss not in ("bce", "ce"):
             raise ValueError(f"loss must be bce or ce, got {self.loss!r}")
+        if self.solver not in ("adamw", "lbfgs"):
+            raise ValueError(f"solver must be adamw or lbfgs, got {self.solver!r}")
         if not 0 < self.lr < np.inf:
             raise ValueError(f"lr must be a number above 0, got {self.lr}")
         if self.lr > 1e37:
@@ -226,10 +228,10 @@ def fit_linear(
 ) -> None:
     """Fit many linear heads, each on its own items of one array, in little more time than one.
 
-    What a head learns depends on its settings, on its items and, with adamw, on those of the
-    heads of the same seed beside it: the order of items is drawn over all items that train one
-    of them, an item weighs nothing for a head that it does not train, and a batch has about
-    ``batch_size`` items of each. Up to rounding it does not depend on other seeds and settings.
+    What a head learns depends on its settings, on its items and, with adamw, on the items of
+    those heads of its seed that are trained together with it: the order is drawn over all items
+    that train one of them, an item weighs nothing for a head that it does not train, and a batch
+    has about ``batch_size`` items of each. Up to rounding, other seeds and settings do not matter.
     Items that train no head influence nothing. A head that is fitted with all items, or beside
     others with the same items, learns what `LinearHead.fit` on them teaches it.
 

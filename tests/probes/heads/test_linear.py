@@ -322,6 +322,7 @@ class TestBalance:
         pytest.param(
             {"solver": "lbfgs", "weight_decay": 0.1}, "got weight_decay=0.1; with lbfgs", id="decay"
         ),
+        pytest.param({"solver": "sgd"}, "must be adamw or lbfgs, got 'sgd'", id="solver"),
         pytest.param({"max_iter": 0}, "at least 1, got .* max_iter=0", id="iterations"),
     ],
 )
