@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from probes.heads.training_set import Loss, Solution, TrainingSet, cross_entropy, one_thread
+from probes.heads.training_set import Loss, Solution, TrainingSet, cross_entropy, workers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +90,7 @@ def descend(
         stacks.extend((batches, one.tolist()) for one in np.array_split(numbers, n_pieces))
     stop = Event()
     solutions: dict[int, Solution] = {}
-    with one_thread() as threads, ThreadPoolExecutor(min(threads, len(stacks))) as pool:
+    with workers(len(stacks)) as pool:
         running = [
             pool.submit(_train, batches, [members[n] for n in numbers], epochs, stop)
             for batches, numbers in stacks

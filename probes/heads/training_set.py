@@ -1,6 +1,7 @@
 """Items that train a linear model: what is measured on them, and their loss."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -11,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Loss", "Solution", "TrainingSet", "cross_entropy", "one_thread"]
+__all__ = ["Loss", "Solution", "TrainingSet", "cross_entropy", "workers"]
 
 Loss = Literal["bce", "ce"]
 Array = npt.NDArray[np.float32]
@@ -138,22 +139,31 @@ def cross_entropy(loss: Loss, logits: "Tensor", targets: "Tensor", weights: "Ten
 
 
 @contextmanager
-def one_thread() -> Iterator[int]:
-    """Let torch compute each operation in the thread that asks for it; set it back afterwards.
+def workers(most: int) -> Iterator[ThreadPoolExecutor]:
+    """Give threads, each of which computes torch's operations on its own.
 
-    Work is shared between threads in large pieces instead. torch's own threads share each small
-    product and wait for each other: eight times as long where another process wants one of the
-    cores. It also makes results the same however many cores there are.
+    Work is shared between them in large pieces. torch's own threads share each small product and
+    wait for each other: eight times as long where another process wants one of the cores. It
+    also makes results the same however many cores there are. The caller's number of threads is
+    set back afterwards.
+
+    Args:
+        most: Threads that there is work for.
 
     Yields:
-        The number of threads that torch had.
+        A pool of at most as many threads as torch had.
     """
     import torch  # takes seconds; predicting does without
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield before
+        # In each thread too: one that has done nothing large yet does not know, and MKL there
+        # takes all cores.
+        with ThreadPoolExecutor(
+            min(before, most), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            yield pool
     finally:
         torch.set_num_threads(before)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from probes.heads.linear import LinearHead, fit_linear
-from probes.heads.training_set import one_thread
+from probes.heads.training_set import workers
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -87,7 +87,7 @@ class TestFolds:
         union = np.flatnonzero(np.any(masks, axis=0))
         batch = round(31 * len(union) / np.mean([mask.sum() for mask in masks]))
         for head, mask in zip(heads, train, strict=True):
-            with one_thread():
+            with workers(1):
                 weight, bias = by_autograd(head, x, y, mask, union, batch)
             np.testing.assert_allclose(head.weight_, weight, atol=2e-6)
             np.testing.assert_allclose(head.bias_, bias, atol=2e-6)
