@@ -8,7 +8,7 @@ logits and the one for the gradient, on operands that lie in the cache, each wit
 as many as torch has, whichever is faster in that round; and once an epoch a sum over all features
 where they lie, for their bytes. Gathering, losses, the optimiser and Python are not in it.
 
-    python benchmarks/linear.py [--quick] [--rounds 3]
+    python benchmarks/linear.py [--quick] [--rounds 5]
 
 A single fit and a search are timed whole, with the statistics of the features. scikit-learn fits
 all labels, one after another, on features standardised beforehand (not timed), with its defaults.
@@ -59,7 +59,7 @@ class Sizes:
     train: int = 100_000
     held: int = 20_000
     epochs: int = 50
-    search_epochs: int = 10
+    search_epochs: int = 5
     files: int = 5_000
 
 
@@ -296,7 +296,7 @@ def files(table: Table, x: Array, y: Targets, sizes: Sizes, rounds: int) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes; ratios mean little")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     # scikit-learn's default of 100 iterations is part of what it is compared with.
     warnings.simplefilter("ignore", ConvergenceWarning)

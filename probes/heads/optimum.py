@@ -23,10 +23,6 @@ TOLERANCE = 1e-6
 _COARSE = 1e-4
 """The same for the first search: from where it ends, logits are differences of float32."""
 
-_ROUGH, _PART = 1e-3, 8
-"""The same for a search among so many times fewer items, to start from. Nearer to their optimum
-is no nearer to that of all."""
-
 _ROWS, _BLOCK_ROWS = 4096, 1024
 """Rows that one thread takes at a time, and of which the second product finds the inputs still in
 the cache."""
@@ -109,9 +105,8 @@ class _Problem:
         import torch
 
         self._loss, self._pool, self.training = loss, pool, training
-        # Every so manieth item: each piece is like the whole, in whichever order items come.
-        step = -(-len(training.items) // _ROWS)
-        pieces = [training.items[start::step] for start in range(step)]
+        starts = range(0, len(training.items), _ROWS)
+        pieces = [training.items[start : start + _ROWS] for start in starts]
         self._rows = list(pool.map(lambda items: _Rows(x, y, training, loss, items), pieces))
         self._zero = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float64)
         self.variances, self.directions = self._spectrum(x)
@@ -128,34 +123,21 @@ class _Problem:
         self._origin = weight
         list(self._pool.map(lambda rows: rows.start_from(weight), self._rows))
 
-    @property
-    def n_parts(self) -> int:
-        """Into how many parts the items can be cut."""
-        return len(self._rows)
-
     def value_and_gradient(
-        self, weight: "Tensor", bias: "Tensor", parts: int
+        self, weight: "Tensor", bias: "Tensor"
     ) -> "tuple[float, Tensor, Tensor]":
-        """Return the loss of so many parts, and its derivatives by weights and biases.
-
-        Args:
-            weight: (n_outputs, dim) float64.
-            bias: (n_outputs,) float64.
-            parts: At least 1, at most `n_parts`.
-        """
+        """Return the loss, and its derivatives by weights (n_outputs, dim) and biases."""
         import torch
 
-        some = self._rows[:parts]
         moved = (weight - self._origin).float()
         value, by_weight, by_bias = 0.0, torch.zeros_like(weight), torch.zeros_like(bias)
         for part in self._pool.map(
-            lambda rows: rows.value_and_gradient(moved, bias, self._loss), some
+            lambda rows: rows.value_and_gradient(moved, bias, self._loss), self._rows
         ):
             value += part[0]
             by_weight += part[1]
             by_bias += part[2]
-        times = len(self.training.items) / sum(len(rows.inputs) for rows in some)
-        return value * times, by_weight * times, by_bias * times
+        return value, by_weight, by_bias
 
     def _spectrum(self, x: npt.NDArray[np.floating[Any]]) -> "tuple[Tensor, Tensor]":
         """Return variances (dim,) along principal directions, the columns of (dim, dim)."""
@@ -261,12 +243,9 @@ class _Search:
         start[:, -1] = problem.biases / self._bias_unit
         point = start.numpy().ravel()
         problem.start_from_zero()
-        if problem.n_parts >= 2 * _PART:
-            point = self._descend(point, _ROUGH, problem.n_parts // _PART)
-            self._curve.clear()
         tolerance, iterations = _COARSE, -1
         while True:
-            point = self._descend(point, tolerance, problem.n_parts)
+            point = self._descend(point, tolerance)
             stuck = len(self._curve) == iterations
             if stuck or self._largest <= TOLERANCE or len(self._curve) >= self._max_iter:
                 break
@@ -281,7 +260,7 @@ class _Search:
             converged=self._largest <= TOLERANCE,
         )
 
-    def _descend(self, start: Wide, tolerance: float, parts: int) -> Wide:
+    def _descend(self, start: Wide, tolerance: float) -> Wide:
         from scipy.optimize import OptimizeResult, minimize
 
         def note(intermediate_result: OptimizeResult) -> None:
@@ -294,14 +273,13 @@ class _Search:
         found = minimize(
             self._value_and_gradient,
             start,
-            args=(parts,),
             jac=True,
             method="L-BFGS-B",
             callback=note,
             options=limits,
         )
         if self._largest > tolerance:
-            self._value_and_gradient(found.x, parts)  # the last one tried may be another
+            self._value_and_gradient(found.x)  # the last one tried may be another
         point: Wide = found.x
         return point
 
@@ -313,11 +291,11 @@ class _Search:
         weight = (coordinates[:, :-1] * self._unit) @ self._problem.directions.t()
         return weight, coordinates[:, -1] * self._bias_unit
 
-    def _value_and_gradient(self, point: Wide, parts: int) -> tuple[float, Wide]:
+    def _value_and_gradient(self, point: Wide) -> tuple[float, Wide]:
         import torch
 
         weight, bias = self._parameters(point)
-        value, by_weight, by_bias = self._problem.value_and_gradient(weight, bias, parts)
+        value, by_weight, by_bias = self._problem.value_and_gradient(weight, bias)
         value += self._l2 / 2 * weight.square().sum().item()
         by_weight.add_(weight, alpha=self._l2)
         self._largest = max(by_weight.abs().max().item(), by_bias.abs().max().item())
