@@ -76,7 +76,7 @@ def test_a_half_finished_download(data: Path, capsys: Capture) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["missing"] == ["00000007_001.png"]
     assert found["splits"]["split.with_val"]["items"] == {"train": 19, "val": 4, "test": 8}
-    assert found["targets"]["findings"]["Edema"]["1"] == {"train": 4}
+    assert found["targets"]["findings"]["Edema"]["1"] == {"test": 2, "train": 5}
     assert (found["whole"], found["unreadable"]) == (False, {})
 
 

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from miniature import miniature
+from PIL import Image
 
 from dinocache.cli import main as dinocache
 from dinocache.errors import ProbeError, RequestError, StoreNotFoundError
@@ -174,6 +176,17 @@ def test_a_task_that_is_trained_on_another_dataset(tmp_path: Path, capsys: Captu
     swept = ["sweep", "camelyon17/unseen", "--store", str(tmp_path / "features"), "--jobs", "1"]
     assert probe([*swept, "--dry-run", "--out", str(tmp_path / "runs")]) == 0
     assert "runs/camelyon17/unseen/tiny-32-mean-abmil" in capsys.readouterr().out
+    slide = tested["item_id"][0]
+    drawn = ["attention", str(tmp_path / "run"), str(made.path), slide]
+    assert probe([*drawn, "--out", str(tmp_path / "weights")]) == 0
+    table, picture = (Path(line) for line in capsys.readouterr().out.splitlines())
+    rows = pd.read_parquet(table)
+    assert rows.columns.tolist() == ["x (level-0 px)", "y (level-0 px)", "weight"]
+    assert len(rows) == len(FeatureStore(made.path).rows("mean", slide)) > 1
+    assert rows["weight"].sum() == pytest.approx(1, abs=1e-5)
+    assert picture.name == f"{slide}.png"
+    with Image.open(picture) as image:
+        assert min(image.size) > 100
 
 
 # Splits that stand in a column
