@@ -16,11 +16,11 @@ DEVICE  ?= auto
 DEMO    := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo extract test check format bench constraints clean
+.PHONY: help setup demo extract test test-long check format bench constraints clean
 
 help: ## Say what there is to make
 	@echo "make TARGET [VARIABLE=value ...]"; echo
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
 	@echo; echo "Variables of 'make extract' and their defaults:"
 	@echo "  DATASET=$(DATASET)    a shipped dataset, a manifest, or a table of images (.csv, .tsv, .parquet)"
 	@echo "  DATA=            the data folder (data/<dataset>; a table's own folder)"
@@ -49,7 +49,10 @@ extract: $(STAMP) ## Extract what is missing of DATASET
 	$(BIN)/dinocache extract $(DATASET) --store $(STORE) --model $(MODEL) --device $(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(RES),--resolution $(RES)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 test: check ## All checks, then the test suite: what CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+test-long: $(STAMP) ## The tests that take minutes or many gigabytes
+	$(BIN)/python -m pytest -m long
 
 check: $(STAMP) ## Style, types, layers
 	$(BIN)/ruff format --check .

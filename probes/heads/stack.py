@@ -1,7 +1,7 @@
 """Many linear models side by side: one gathered batch and one product serve all of them."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -110,7 +110,7 @@ class _Batch(NamedTuple):
 
     inputs: (n, dim) less the mean that all items of the seed share. targets: (n_outputs, n).
     weights: (n_sets, n_outputs or 1, n), zero for an item that a set does not have.
-    counts: (n_sets,) items of each set. last: whether it is the last of its epoch.
+    counts: items of each set. last: whether it is the last of its epoch.
     """
 
     inputs: "Tensor"
@@ -143,8 +143,8 @@ class _Batches:
         targets = y[self.items].astype(np.float32)
         weights = np.broadcast_arrays(*(one.weights(targets, loss) for one in self.sets))
         own = [w * within[:, np.newaxis] for w, within in zip(weights, self.within, strict=True)]
-        # (n_items, n_columns): what a step needs of an item beside its features.
-        self.table = np.concatenate([targets, *own], axis=1)
+        # (n_rows, n_items): what a step needs of an item beside its features.
+        self.table = np.concatenate([targets, *own], axis=1).T.copy()
 
     def set_of(self, member: Member) -> int:
         """Return the number of a member's training set."""
@@ -152,56 +152,46 @@ class _Batches:
 
     def drawn(self, epochs: int) -> Iterator[_Batch]:
         """Yield the batches of all epochs; each overwrites the one before."""
-        slot = _Slot(self)
-        for rows, counts, last in self._parts(epochs):
-            yield slot.gather(rows, counts, last)
+        import torch
 
-    def _parts(self, epochs: int) -> Iterator[tuple[npt.NDArray[np.int64], list[int], bool]]:
-        """Yield numbers of items (n,), how many each set has, whether they end an epoch."""
         order = np.random.default_rng(self.seed)
         starts = np.arange(0, len(self.items), self.size)
+        gather = self._gatherer()
         for _ in range(epochs):
             shuffled = order.permutation(len(self.items))
             counts = np.add.reduceat(self.within[:, shuffled], starts, axis=1, dtype=np.int64)
-            for number, start in enumerate(starts):
-                rows = shuffled[start : start + self.size]
-                yield rows, counts[:, number].tolist(), number == len(starts) - 1
+            table = torch.from_numpy(self.table.take(shuffled, axis=1))
+            targets = table[: self.n_outputs]
+            weights = table[self.n_outputs :].view(len(self.sets), -1, len(shuffled))
+            for number, start in enumerate(starts.tolist()):
+                some = slice(start, start + self.size)
+                yield _Batch(
+                    inputs=gather(self.items[shuffled[some]]),
+                    targets=targets[:, some],
+                    weights=weights[:, :, some],
+                    counts=counts[:, number].tolist(),
+                    last=number == len(starts) - 1,
+                )
 
-
-class _Slot:
-    """Memory of one batch."""
-
-    def __init__(self, batches: _Batches) -> None:
+    def _gatherer(self) -> "Callable[[npt.NDArray[np.intp]], Tensor]":
+        """Return what reads rows of features (n, dim), always into the same memory."""
         import torch
 
-        self.batches = batches
-        shape = batches.size, batches.x.shape[1]
-        self.inputs = torch.empty(shape)
+        into = torch.empty(self.size, self.x.shape[1])
         # Halves are gathered as they are.
-        halves = batches.x.dtype == np.float16
-        self.raw = np.empty(shape, np.float16) if halves else self.inputs.numpy()
-        self.mean = torch.from_numpy(batches.mean)
+        halves = self.x.dtype == np.float16
+        raw = np.empty(into.shape, np.float16) if halves else into.numpy()
+        mean = torch.from_numpy(self.mean)
 
-    def gather(self, rows: npt.NDArray[np.int64], counts: list[int], last: bool) -> _Batch:
-        """Fill it with these of the items."""
-        import torch
+        def gather(rows: npt.NDArray[np.intp]) -> "Tensor":
+            inputs = into[: len(rows)]
+            # mode: the default fills a copy first, in case a row is out of range.
+            self.x.take(rows, axis=0, out=raw[: len(rows)], mode="clip")
+            if halves:
+                inputs.copy_(torch.from_numpy(raw[: len(rows)]))
+            return inputs.sub_(mean)
 
-        batches = self.batches
-        raw, inputs = self.raw[: len(rows)], self.inputs[: len(rows)]
-        # mode: the default fills a copy first, in case a row is out of range.
-        batches.x.take(batches.items[rows], axis=0, out=raw, mode="clip")
-        if raw.dtype == np.float16:
-            inputs.copy_(torch.from_numpy(raw))
-        inputs.sub_(self.mean)
-        table = torch.from_numpy(batches.table.take(rows, axis=0).T.copy())
-        targets, weights = table[: batches.n_outputs], table[batches.n_outputs :]
-        return _Batch(
-            inputs=inputs,
-            targets=targets,
-            weights=weights.view(len(batches.sets), -1, len(rows)),
-            counts=counts,
-            last=last,
-        )
+        return gather
 
 
 def _train(
@@ -217,12 +207,13 @@ def _train(
             stack.losses.zero_()
             if stop.is_set():
                 break
+    per_item = batches.n_outputs if batches.loss == "bce" else 1
     learned = stack.parameters.numpy().reshape(len(members), batches.n_outputs, -1)
     return [
         Solution(
             weight=one[:, :-1].copy(),
             bias=one[:, -1].copy(),
-            curve=losses / (len(member.training.items) * stack.per_item),
+            curve=losses / (len(member.training.items) * per_item),
             converged=False,
         )
         for member, one, losses in zip(members, learned, np.stack(curve, axis=1), strict=True)
@@ -232,37 +223,33 @@ def _train(
 class _Stack:
     """Parameters of some members, one row for each output of each, and how they move.
 
-    Members of one training set stand beside each other.
-
-    Parameters are for features standardised by each member's own training set. Rather than
-    these, the weights are divided by the scales, and shifts go to the biases: there are fewer
-    weights than inputs.
+    Members of one training set stand beside each other; biases are the last column. Parameters
+    are for features standardised by each member's own training set. It is they that are scaled
+    and shifted for the inputs as they come, which are many more.
     """
 
     def __init__(self, batches: _Batches, members: Sequence[Member]) -> None:
         import torch
 
         self.loss, self.n_outputs = batches.loss, batches.n_outputs
-        self.per_item = self.n_outputs if self.loss == "bce" else 1
         sets = np.array([batches.set_of(member) for member in members])
-        rows = torch.from_numpy(np.repeat(sets, self.n_outputs))
         self.losses = torch.zeros(len(members), dtype=torch.float64)  # sums over an epoch
-        self.parameters = torch.zeros(len(rows), batches.x.shape[1] + 1)  # biases last
-        self.gradient = torch.empty_like(self.parameters)
-        self.weight, self.bias = self.parameters[:, :-1], self.parameters[:, -1:]
-        self.by_weight, self.by_bias = self.gradient[:, :-1], self.gradient[:, -1:]
-        by_member = self.gradient.view(len(members), self.n_outputs, -1)
-        # Of each set: its number, its members, and views of what is theirs.
-        self.parts: list[tuple[int, slice, Tensor, Tensor]] = []
+        # Of each set: its number, its members, and a view of their losses.
+        self.parts: list[tuple[int, slice, Tensor]] = []
         for number in np.unique(sets).tolist():
             part = slice(*np.searchsorted(sets, [number, number + 1]).tolist())
-            self.parts.append((number, part, self.losses[part], by_member[part]))
-        factors = np.stack([one.varies / one.scale for one in batches.sets]).astype(np.float32)
+            self.parts.append((number, part, self.losses[part]))
+        self.sets = torch.from_numpy(np.repeat(sets, self.n_outputs))
+        # A feature that never varies among the items of a set has no say there.
+        factors = np.stack([np.append(one.varies / one.scale, 1) for one in batches.sets])
         shifts = np.stack([one.mean - batches.mean for one in batches.sets])
-        self.factor = torch.from_numpy(factors)[rows]
-        self.shift = torch.from_numpy(shifts)[rows] if shifts.any() else None
-        self.scaled = torch.empty_like(self.factor)
-        self.logits = torch.empty(len(rows) * batches.size)
+        self.factor = torch.from_numpy(factors.astype(np.float32))[self.sets]
+        self.shift = torch.from_numpy(shifts)[self.sets] if shifts.any() else None
+        self.parameters, self.gradient, self.scaled, self.pull = (
+            torch.zeros_like(self.factor) for _ in range(4)
+        )
+        self.counts: list[int] = []
+        self.logits = torch.empty(len(self.sets) * batches.size)
         self.adamw = _AdamW(
             self.parameters,
             lr=np.repeat([one.lr for one in members], self.n_outputs),
@@ -273,26 +260,38 @@ class _Stack:
         """Take a step, and add the losses before it to the sums."""
         import torch
 
-        torch.mul(self.weight, self.factor, out=self.scaled)
-        bias = self.bias
+        torch.mul(self.parameters, self.factor, out=self.scaled)
+        weight, bias = self.scaled[:, :-1], self.scaled[:, -1:]
         if self.shift is not None:
-            bias = bias - torch.linalg.vecdot(self.scaled, self.shift)[:, None]
+            bias -= torch.linalg.vecdot(weight, self.shift)[:, None]
         n_rows, n_items = len(self.scaled), len(batch.inputs)
         # Rows of logits and columns of items: MKL multiplies thin matrices twice as fast so.
         logits = self.logits[: n_rows * n_items].view(n_rows, n_items)
-        torch.addmm(bias, self.scaled, batch.inputs.t(), out=logits)
+        torch.addmm(bias, weight, batch.inputs.t(), out=logits)
         members = logits.view(-1, self.n_outputs, n_items)
-        for number, part, losses, _ in self.parts:
+        for number, part, losses in self.parts:
             losses += cross_entropy(self.loss, members[part], batch.targets, batch.weights[number])
-        torch.mm(logits, batch.inputs, out=self.by_weight)
-        torch.sum(logits, dim=1, keepdim=True, out=self.by_bias)
+        by_weight, by_bias = self.gradient[:, :-1], self.gradient[:, -1:]
+        torch.mm(logits, batch.inputs, out=by_weight)
+        torch.sum(logits, dim=1, keepdim=True, out=by_bias)
         if self.shift is not None:
-            self.by_weight.addcmul_(self.by_bias, self.shift, value=-1)
-        self.by_weight.mul_(self.factor)
-        # Divided only now: sums of residuals that cancel are zero, which Adam does not scale up.
-        for number, _, _, gradient in self.parts:
-            gradient.div_(max(1, batch.counts[number]) * self.per_item)
-        self.adamw.step(self.gradient)
+            by_weight.addcmul_(by_bias, self.shift, value=-1)
+        self._set_pull(batch.counts)
+        self.adamw.step(self.gradient.mul_(self.pull))
+
+    def _set_pull(self, counts: list[int]) -> None:
+        """Set by what derivatives of summed losses are multiplied, if the batch has other counts.
+
+        Dividing only now keeps sums of residuals that cancel at zero: Adam would scale up what is
+        left of them by rounding.
+        """
+        import torch
+
+        if counts != self.counts:
+            per_item = self.n_outputs if self.loss == "bce" else 1
+            divisors = torch.tensor(counts).clamp(min=1).mul_(per_item)[self.sets, None]
+            torch.div(self.factor, divisors, out=self.pull)
+            self.counts = counts
 
 
 class _AdamW:

@@ -113,8 +113,8 @@ def cross_entropy(loss: Loss, logits: "Tensor", targets: "Tensor", weights: "Ten
 
     Args:
         loss: "bce", sigmoids, or "ce", a softmax over the outputs.
-        logits: (n_models, n_outputs, n_items), contiguous; overwritten by the derivatives of the
-            losses with respect to them.
+        logits: (n_models, n_outputs, n_items), overwritten by the derivatives of the losses with
+            respect to them.
         targets: (n_outputs, n_items) of 0 and 1.
         weights: (n_outputs, n_items), or (1, n_items) where all outputs of an item weigh the same,
             as with "ce".
@@ -126,16 +126,15 @@ def cross_entropy(loss: Loss, logits: "Tensor", targets: "Tensor", weights: "Ten
 
     weighted = targets * weights
     if loss == "ce":
-        logarithms = torch.log_softmax(logits, dim=1)
-        losses = -(logarithms.flatten(1) @ weighted.flatten())
-        torch.exp(logarithms, out=logits)
+        losses = torch.log_softmax(logits, dim=1)
+        torch.exp(losses, out=logits)
+        losses.mul_(weighted).neg_()
     else:
-        every = weights.expand_as(targets).flatten()
-        losses = torch.nn.functional.softplus(logits).flatten(1) @ every
-        losses -= logits.flatten(1) @ weighted.flatten()
+        losses = torch.nn.functional.softplus(logits)
+        losses.mul_(weights).addcmul_(logits, weighted, value=-1)
         logits.sigmoid_()
     logits.sub_(targets).mul_(weights)
-    return losses
+    return losses.sum(dim=(1, 2))
 
 
 @contextmanager

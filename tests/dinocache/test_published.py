@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import open_clip.model
 import psutil
@@ -197,11 +198,17 @@ def meta_names(model: nn.Module, spec: EncoderSpec) -> Tensors:
     return named
 
 
+def marked(spec: EncoderSpec) -> Any:  # noqa: ANN401 - pytest's parameter sets have no public type
+    """Leave models of half a billion parameters and more to the long tests."""
+    is_long = spec.params > 500e6 and not spec.untested
+    return pytest.param(spec, id=spec.name, marks=[pytest.mark.long] if is_long else [])
+
+
 DINOV3 = [s for s in ENCODERS if s.family == "dinov3-vit" and s.name not in ("tiny",)]
 
 
 @pytest.mark.parametrize("writer", ["meta", "transformers"])
-@pytest.mark.parametrize("spec", DINOV3, ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", map(marked, DINOV3))
 def test_dinov3(spec: EncoderSpec, writer: str, tmp_path: Path) -> None:
     if spec.untested:  # its width with two of its blocks
         arguments = {**spec.arguments, "depth": 2}
@@ -308,10 +315,9 @@ def timm_names(model: nn.Module) -> Tensors:
     )
 
 
-@pytest.mark.parametrize("name", DINOV2_LIKE)
-def test_dinov2_and_uni(name: str, tmp_path: Path) -> None:
-    spec = encoder_spec(name)
-    heads, swiglu, registers = DINOV2_LIKE[name]
+@pytest.mark.parametrize("spec", [marked(encoder_spec(name)) for name in DINOV2_LIKE])
+def test_dinov2_and_uni(spec: EncoderSpec, tmp_path: Path) -> None:
+    heads, swiglu, registers = DINOV2_LIKE[spec.name]
     # At the grid that the file has; how others are interpolated is said in docs/encoders.md.
     side = 2 * spec.patch_px
     native = spec.native_px if spec.params < 50e6 else side
@@ -334,7 +340,7 @@ def test_dinov2_and_uni(name: str, tmp_path: Path) -> None:
         tensors["pos_embed"] = tensors["pos_embed"][:, 1:].contiguous()
     else:
         tensors.pop("reg_token")
-    if name == "dinov2-g":
+    if spec.name == "dinov2-g":
         tensors = renamed(tensors, (r"mlp\.fc1", "mlp.w12"), (r"mlp\.fc2", "mlp.w3"))
     small = dataclasses.replace(spec, arguments={**spec.arguments, "img_size": native})
     file = write(tensors, tmp_path / "pytorch_model.bin", large=large)

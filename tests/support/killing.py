@@ -3,7 +3,7 @@
 A fresh process imports everything and starts no thread; each extraction runs in a fork of it, which
 costs no import, and dies by SIGKILL: no handler, no cleaning up. Prints one JSON object.
 
-    killing.py between TABLE FOLDER FEATURES   before each file operation of an extraction, in turn
+    killing.py between TABLE FOLDER FEATURES N before each N-th file operation of an extraction
     killing.py random TABLE FOLDER N           N times at random moments after the first record
     killing.py twins TABLE FOLDER FEATURES N   freezes one of two that do the same units, before
                                                each N-th file operation in turn
@@ -128,12 +128,12 @@ def undisturbed(request: ExtractRequest) -> dict[str, str]:
     return digests(store_of(request))
 
 
-def between(table: Path, folder: Path, features: tuple[str, ...]) -> dict[str, object]:
+def between(table: Path, folder: Path, features: tuple[str, ...], every: int) -> dict[str, object]:
     expected = undisturbed(tiny_request(table, folder / "whole", features=features))
     request = tiny_request(table, folder / "killed", features=features)
     store = store_of(request)
     kills, wrong = 0, []
-    for operation in range(1, 10_000):
+    for operation in range(1, 10_000, every):
         shutil.rmtree(request.root, ignore_errors=True)
 
         def doomed(operation: int = operation) -> None:
@@ -253,7 +253,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     mode, table, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     if mode == "between":
-        print(json.dumps(between(table, folder, tuple(sys.argv[4].split(",")))))
+        features, every = tuple(sys.argv[4].split(",")), int(sys.argv[5])
+        print(json.dumps(between(table, folder, features, every)))
     elif mode == "twins":
         features, every = tuple(sys.argv[4].split(",")), int(sys.argv[5])
         print(json.dumps(twins(table, folder, features, every)))
