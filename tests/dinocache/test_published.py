@@ -208,7 +208,7 @@ DINOV3 = [s for s in ENCODERS if s.family == "dinov3-vit" and s.name not in ("ti
 
 
 @pytest.mark.parametrize("writer", ["meta", "transformers"])
-@pytest.mark.parametrize("spec", map(marked, DINOV3))
+@pytest.mark.parametrize("spec", [marked(spec) for spec in DINOV3])
 def test_dinov3(spec: EncoderSpec, writer: str, tmp_path: Path) -> None:
     if spec.untested:  # its width with two of its blocks
         arguments = {**spec.arguments, "depth": 2}
