@@ -1,12 +1,12 @@
 """What the command line prints of datasets and of a download's index."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dinocache.index import Index
-from dinocache.layout import HEADER
 from dinocache.manifest import OFFICIAL, Folds, Manifest, SplitRule
+from dinocache.places import Where
+from dinocache.roots import find_stores
 
 __all__ = ["dataset_facts", "print_dataset", "print_datasets", "print_index"]
 
@@ -14,7 +14,7 @@ _SHOWN = 20
 _MOST_VALUES = 12
 
 
-def dataset_facts(manifest: Manifest, root: Path) -> dict[str, Any]:
+def dataset_facts(manifest: Manifest, root: Where) -> dict[str, Any]:
     """Say all that a manifest does, and which stores of it there are.
 
     Args:
@@ -24,10 +24,9 @@ def dataset_facts(manifest: Manifest, root: Path) -> dict[str, Any]:
     Returns:
         Facts under JSON's types.
     """
-    headers = sorted((root / manifest.name).glob(f"*/*/{HEADER}"))
     return {
         **manifest.model_dump(mode="json"),
-        "stores": [path.parent.relative_to(root).as_posix() for path in headers],
+        "stores": [place.name for place in find_stores(root, manifest.name)],
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from dinocache import __version__
+from dinocache import __version__, exchanging, sharing
 from dinocache.errors import RequestError
 from dinocache.options import (
     ARITHMETICS,
@@ -98,7 +98,7 @@ def _common(
 def extract(
     dataset: DatasetArgument,
     data: DataOption = None,
-    store: RootOption = Path("features"),
+    store: RootOption = "features",
     name: NameOption = None,
     model: ModelOption = "dinov3-s",
     resolution: ResolutionOption = None,
@@ -214,7 +214,7 @@ def extract(
 def plan(
     dataset: DatasetArgument,
     data: DataOption = None,
-    store: RootOption = Path("features"),
+    store: RootOption = "features",
     name: NameOption = None,
     model: ModelOption = "dinov3-s",
     resolution: ResolutionOption = None,
@@ -281,15 +281,24 @@ def info(store: StoreArgument, json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(store: StoreArgument, json: JsonOption = False) -> None:
-    """Hold every byte of a store against what was committed.
+def verify(
+    store: StoreArgument,
+    share: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the units that is read, others each time; all are counted."
+        ),
+    ] = 1.0,
+    json: JsonOption = False,
+) -> None:
+    """Hold every byte of a store against what was committed, or with --share a sample of it.
 
     Ends with 0 (sound and complete), 1 (damaged: files and items are named) or 3 (sound,
     incomplete).
     """
     from dinocache.verify import verify as check
 
-    found = check(store)
+    found = check(store, share=share)
     if json:
         echo_json(
             {
@@ -354,7 +363,7 @@ def datasets(
             help="One dataset, or the path of a manifest, to explain it.",
         ),
     ] = None,
-    store: RootOption = Path("features"),
+    store: RootOption = "features",
     json: JsonOption = False,
 ) -> None:
     """List the datasets that are known by name, or explain one.
@@ -563,7 +572,7 @@ def inspect(
 
 
 @app.command()
-def doctor(store: RootOption = Path("features"), json: JsonOption = False) -> None:
+def doctor(store: RootOption = "features", json: JsonOption = False) -> None:
     """Say what this machine has for extraction, and what to do about each lack.
 
     Ends with 1 if something that extraction needs is missing.
@@ -585,6 +594,10 @@ def doctor(store: RootOption = Path("features"), json: JsonOption = False) -> No
             ]
         )
     raise typer.Exit(1 if any(f.state == "lack" for f in findings) else 0)
+
+
+sharing.register(app)
+exchanging.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -652,7 +665,7 @@ def _print_forecast(request: "ExtractRequest", json: bool, *, timed: bool = True
     suggested = forecast.suggested_batch
     better = f"; --batch {suggested} suits this device better" if suggested else ""
     said = [
-        ("store", str(forecast.path)),
+        ("store", forecast.store),
         ("items", str(forecast.items)),
         ("missing", _some(dict.fromkeys(forecast.missing, "the file is missing"))),
         ("unreadable", _some(forecast.unreadable)),
@@ -665,10 +678,11 @@ def _print_forecast(request: "ExtractRequest", json: bool, *, timed: bool = True
     for kind, size in forecast.n_bytes.items():
         about = " at most, by some items" if kind in forecast.estimated else ""
         said.append((kind, f"{human_bytes(size)}{about}"))
-    said.append(("free on disk", human_bytes(forecast.free_bytes)))
+    if forecast.free_bytes is not None:
+        said.append(("free on disk", human_bytes(forecast.free_bytes)))
     said.append(("time", _time(forecast) if timed else ""))
     _print_rows([(name, value) for name, value in said if value])
-    if forecast.bytes_missing > forecast.free_bytes:
+    if forecast.free_bytes is not None and forecast.bytes_missing > forecast.free_bytes:
         print(
             f"warning: {human_bytes(forecast.bytes_missing)} are still to be written, which will "
             "not fit; choose another --store",
@@ -701,7 +715,7 @@ def _print_outcome(outcome: "Outcome", json: bool) -> None:
     if json:
         echo_json(
             {
-                "store": str(outcome.path),
+                "store": outcome.store,
                 "complete": outcome.complete,
                 "rows": outcome.rows,
                 "units": outcome.units,
@@ -721,7 +735,7 @@ def _print_outcome(outcome: "Outcome", json: bool) -> None:
         done += f"; {outcome.units_left} units are still to be done by other parts"
     if outcome.random_weights:
         print(f"RANDOM WEIGHTS ({outcome.weights}): for tests and demonstrations only")
-    print(f"{outcome.path}: {'complete' if outcome.complete else 'incomplete'}; {done}")
+    print(f"{outcome.store}: {'complete' if outcome.complete else 'incomplete'}; {done}")
 
 
 def _print_failures(failed: Sequence["FailedItem"], stream: TextIO) -> None:

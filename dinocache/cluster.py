@@ -28,6 +28,7 @@ from pydantic import TypeAdapter
 from dinocache import supervise, worker
 from dinocache.errors import CrashError, RequestError, TooManyFailuresError, one_line
 from dinocache.extract import Outcome
+from dinocache.places import folder_of
 from dinocache.progress import Progress
 from dinocache.request import ExtractRequest
 from dinocache.worker import Done, Plain, Plan
@@ -336,7 +337,8 @@ def _slurm(jobs: int, request: ExtractRequest, options: dict[str, Any]) -> "Clus
         from dask_jobqueue.slurm import SLURMCluster
     except ModuleNotFoundError as exc:
         raise RequestError("--cluster slurm needs `pip install 'dinocache[cluster]'`") from exc
-    folder = str(request.root.absolute() / ".jobs")
+    root = folder_of(request.root).path or Path("features")
+    folder = str(root.absolute() / ".jobs")
     Path(folder).mkdir(parents=True, exist_ok=True)
     usual = {
         "cores": dask.config.get("jobqueue.slurm.cores", None) or 4,
@@ -409,11 +411,16 @@ def _plain(request: ExtractRequest) -> Plain:
         request,
         dataset=str(where.absolute()) if where.exists() else request.dataset,
         data=request.data and request.data.absolute(),
-        root=request.root.absolute(),
+        root=_absolute(request.root),
         weights=request.weights and _fixed(request.weights),
     )
     plain = TypeAdapter(ExtractRequest).dump_python(absolute, mode="json")
     return {"request": plain, "run": uuid.uuid4().hex}
+
+
+def _absolute(root: Path | str) -> str:
+    path = folder_of(root).path
+    return str(root) if path is None else str(path.absolute())
 
 
 def _fixed(weights: str) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from dinocache import __version__
 from dinocache.devices import can_compile, device_memory
+from dinocache.places import folder_of
 from dinocache.progress import human_bytes
 from dinocache.weights import hub_answers
 
@@ -67,7 +68,7 @@ class Finding:
     advice: str = ""
 
 
-def examine(root: Path) -> list[Finding]:
+def examine(root: Path | str) -> list[Finding]:
     """Look at everything.
 
     Args:
@@ -194,13 +195,18 @@ def _hub() -> list[Finding]:
     return [hub, log_in, cache]
 
 
-def _room(root: Path) -> list[Finding]:
+def _room(root: Path | str) -> list[Finding]:
+    path = folder_of(root).path
+    return [*([] if path is None else [_disk(path)]), *_memory()]
+
+
+def _disk(root: Path) -> Finding:
     folder = root.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     writable = os.access(folder, os.W_OK)
-    disk = Finding(
+    return Finding(
         what="disk",
         state="lack" if not writable else "note" if free < _LITTLE_DISK else "good",
         found=f"{human_bytes(free)} free at {root}{'' if writable else ', not writable'}",
@@ -210,15 +216,16 @@ def _room(root: Path) -> list[Finding]:
         if free < _LITTLE_DISK
         else "",
     )
+
+
+def _memory() -> list[Finding]:
     try:
         import psutil
     except Exception:  # a broken one is reported among the packages
-        return [disk]
+        return []
     memory = psutil.virtual_memory()
     little = memory.available < _LITTLE_MEMORY
     found = f"{human_bytes(memory.available)} of {human_bytes(memory.total)} available"
     advice = "a smaller --batch needs less" if little else ""
-    return [
-        disk,
-        Finding(what="memory", state="note" if little else "good", found=found, advice=advice),
-    ]
+    state: State = "note" if little else "good"
+    return [Finding(what="memory", state=state, found=found, advice=advice)]

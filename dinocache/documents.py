@@ -4,17 +4,16 @@ See docs/store-format.md, "JSON documents".
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
 from dinocache.errors import StoreDamagedError
+from dinocache.folders import Folder
 
-__all__ = ["Body", "canonical", "checksum", "content_of", "decode", "encode", "read"]
+__all__ = ["Body", "canonical", "checksum", "decode", "encode", "read"]
 
 Body = dict[str, Any]
-MAX_BYTES = 1 << 30  # a plan of ten million items; nothing larger is ours
 
 
 def canonical(value: object) -> str:
@@ -69,12 +68,12 @@ def decode(content: bytes, name: str) -> Body:
     return body
 
 
-def read(path: Path, name: str) -> Body:
+def read(folder: Folder, name: str) -> Body:
     """Read and check a document.
 
     Args:
-        path: The file.
-        name: How messages call it.
+        folder: Of the store.
+        name: The file in it.
 
     Returns:
         The body.
@@ -83,16 +82,12 @@ def read(path: Path, name: str) -> Body:
         StoreDamagedError: If it is damaged or too large to be ours.
         FileNotFoundError: If there is none.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise StoreDamagedError(f"{name} has {size} bytes; no document of a store is that large")
-    return decode(content_of(path), name)
 
+    def is_whole(content: bytes) -> bool:
+        try:
+            decode(content, name)
+        except StoreDamagedError:
+            return False
+        return True
 
-def content_of(path: Path) -> bytes:
-    """Read a file; an OSError names it also where the system's own does not."""
-    try:
-        return path.read_bytes()
-    except OSError as exc:
-        exc.filename = exc.filename or str(path)
-        raise
+    return decode(folder.read(name, is_whole), name)

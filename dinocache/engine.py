@@ -259,7 +259,7 @@ class Engine:
             raise TooManyFailuresError(
                 f"stopped: {len(self.failed)} items failed, --max-failures is "
                 f"{self._max_failures}. What was committed is whole, `dinocache failures "
-                f"{self.writer.store.path}` says why they failed; mend them, or raise the limit, "
+                f"{self.writer.folder}` says why they failed; mend them, or raise the limit, "
                 "and run the same command again"
             )
 

@@ -19,6 +19,7 @@ from dinocache.errors import RecipeMismatchError, StoppedError, TableError
 from dinocache.items import same_labels
 from dinocache.job import Job, Supervision, made_by
 from dinocache.layout import ITEM_PREFIX, NATIVE_KINDS, is_vector_kind
+from dinocache.places import Where
 from dinocache.plan import make_segment
 from dinocache.progress import Progress, QuietProgress, human_bytes
 from dinocache.request import ExtractRequest
@@ -41,7 +42,7 @@ class Outcome:
     """What an extraction came to.
 
     Attributes:
-        path: The store.
+        store: Where it lies: a path or a URL.
         complete: Whether all is committed.
         rows: Rows done in this run.
         units: Units done in this run.
@@ -53,7 +54,7 @@ class Outcome:
         busy: Stage -> the fraction of the time that its threads worked.
     """
 
-    path: Path
+    store: str
     complete: bool
     rows: int
     units: int
@@ -63,6 +64,11 @@ class Outcome:
     random_weights: bool
     units_left: int
     busy: dict[str, float]
+
+    @property
+    def path(self) -> Path:
+        """The store's folder, where it is one of this machine."""
+        return Path(self.store)
 
 
 def extract(
@@ -166,7 +172,7 @@ def outcome_of(
     store = writer.store
     weights = store.header.recipe.encoder.weights
     return Outcome(
-        path=store.path,
+        store=str(store.folder),
         complete=store.is_complete,
         rows=sum(w.unit.n_rows for w in work),
         units=len(work),
@@ -179,11 +185,11 @@ def outcome_of(
     )
 
 
-def relabel(path: Path, table_path: Path, data: Path | None = None) -> FeatureStore:
+def relabel(where: Where, table_path: Path, data: Path | None = None) -> FeatureStore:
     """Give a store's items other targets, groups or splits; no feature changes.
 
     Args:
-        path: The store.
+        where: The store: a path or a URL.
         table_path: A table that lists the same items.
         data: The folder its paths are relative to; by default its own.
 
@@ -194,7 +200,7 @@ def relabel(path: Path, table_path: Path, data: Path | None = None) -> FeatureSt
         RecipeMismatchError: If it lists other items, or other files for them.
         TableError: If it is not a table of items.
     """
-    store = FeatureStore(path)
+    store = FeatureStore(where)
     dataset = find_dataset(str(table_path), data=data)
     ours, theirs = (t.set_index("item_id")["path"] for t in (store.items, dataset.table))
     if not ours.sort_index().equals(theirs.sort_index()):
@@ -225,7 +231,7 @@ def _plan(writer: StoreWriter, job: Job) -> None:
     while unplanned := writer.store.unplanned():
         if lost := [i for i in unplanned if i not in listed]:
             raise TableError(
-                f"{job.path}: item {lost[0]!r} was appended but is not extracted yet, and this "
+                f"{job.folder}: item {lost[0]!r} was appended but is not extracted yet, and this "
                 "table does not list it; run the command that appended it again first"
             )
         _add(writer, job, job.count_rows(unplanned))
@@ -309,8 +315,9 @@ def _warn_of_space(writer: StoreWriter, work: Sequence[UnitWork], progress: Prog
     for unit_work in work:
         for kind in (k for k in unit_work.kinds if k not in NATIVE_KINDS):
             needed += 2 * unit_work.unit.n_rows * math.prod(writer.layout(kind).tail)
-    free = shutil.disk_usage(writer.store.path).free
-    if needed > free:
+    path = writer.folder.path
+    free = None if path is None else shutil.disk_usage(path).free
+    if free is not None and needed > free:
         progress.note(
             f"warning: about {human_bytes(needed)} are still to be written, {human_bytes(free)} "
             "are free on that disk; what is committed when it is full stays valid"

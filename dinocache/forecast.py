@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from dinocache.changes import Changes, changed_sources
 from dinocache.cost import gflop
 from dinocache.errors import RequestError
+from dinocache.folders import Folder
 from dinocache.job import NO_WEIGHTS, Job
 from dinocache.layout import NATIVE_KINDS, array_layout, is_row_kind
 from dinocache.pace import pace, usable_cores
@@ -38,7 +38,7 @@ class Forecast:
     """What an extraction would do.
 
     Attributes:
-        path: The store.
+        store: Where it lies, or would.
         items: Items in the table.
         rows: Rows in all.
         rows_missing: Rows of which something is still to be done.
@@ -48,7 +48,7 @@ class Forecast:
         estimated: Kinds of which that is an estimate, from above: images and masks, by what some
             items are once decoded; they are compressed when they are written.
         bytes_missing: Bytes still to be written.
-        free_bytes: On the disk of the store's root.
+        free_bytes: On the disk of the store's root; None if that is a server.
         gflop: 1e9 operations of one row; None where it is not known.
         batch: Rows that pass through the encoder together.
         suggested_batch: A better one for the device at hand; None if that is as good.
@@ -63,7 +63,7 @@ class Forecast:
         not_tried: Why there is no answer, if one was asked for.
     """
 
-    path: Path
+    store: str
     items: int
     rows: int
     rows_missing: int
@@ -72,7 +72,7 @@ class Forecast:
     n_bytes: dict[str, int]
     estimated: tuple[str, ...]
     bytes_missing: int
-    free_bytes: int
+    free_bytes: int | None
     gflop: float | None
     batch: int
     suggested_batch: int | None
@@ -123,7 +123,7 @@ def _forecast(job: Job, progress: Progress, *, timed: bool) -> Forecast:
     rows = sum(sum(s.item_rows) for s in segments)
     reserved = segments[-1].row_stop if segments else 0
     return Forecast(
-        path=job.path,
+        store=str(job.folder),
         items=len(job.dataset.table),
         rows=rows,
         rows_missing=sum(todo.item_rows.values()),
@@ -132,7 +132,7 @@ def _forecast(job: Job, progress: Progress, *, timed: bool) -> Forecast:
         n_bytes={k: round(n * (rows if k in NATIVE_KINDS else reserved)) for k, n in a_row.items()},
         estimated=tuple(k for k in job.features if k in NATIVE_KINDS),
         bytes_missing=round(sum(a_row[k] * n for k, n in todo.kind_rows.items())),
-        free_bytes=shutil.disk_usage(_existing_parent(job.path)).free,
+        free_bytes=_free_bytes(job.folder),
         gflop=gflop(job.spec, job.resolution),
         batch=grid.batch,
         suggested_batch=None if store else job.better_batch(grid),
@@ -237,10 +237,13 @@ def _bytes_a_row(job: Job, recipe: Recipe, grid: Grid, reading: Reading) -> dict
     return {kind: sizes[kind] for kind in job.features}
 
 
-def _existing_parent(path: Path) -> Path:
+def _free_bytes(folder: Folder) -> int | None:
+    path = folder.path
+    if path is None:
+        return None
     while not path.exists():
         path = path.parent
-    return path
+    return shutil.disk_usage(path).free
 
 
 # ---------------------------------------------------------------------- trial

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dinocache.errors import RequestError, StoreDamagedError, TableError
+from dinocache.errors import RequestError, StoreDamagedError, TableError, one_line
+from dinocache.parquet import check_parquet
 
 __all__ = [
     "channel_columns",
@@ -40,6 +41,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FILE = re.compile(r"items-(\d{4})-([0-9a-f]{16})\.parquet")
 _ODD = r"(?:^|/)\.{0,2}(?:/|$)"
 """In a path that is absolute, or leads to the same as a shorter one."""
+_OUTSIDE = r"^(?:/|[A-Za-z]:[\\/]|\\\\)|(?:^|[\\/])\.\.(?:[\\/]|$)|\x00"
+"""In a path that leads out of its folder, on whatever system."""
 _SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
@@ -253,6 +256,17 @@ def latest_number(name: str) -> int:
     return int(match[1]) if match else 0
 
 
+def is_table_name(name: str) -> bool:
+    """Tell whether a file is named as an item table is."""
+    return _FILE.fullmatch(name) is not None
+
+
+def is_named_by(content: bytes, name: str) -> bool:
+    """Tell whether an item table is the one that its file's name promises."""
+    match = _FILE.fullmatch(name)
+    return match is not None and hashlib.sha256(content).hexdigest().startswith(match[2])
+
+
 def from_parquet(content: bytes, name: str) -> pd.DataFrame:
     """Read an item table back.
 
@@ -264,10 +278,32 @@ def from_parquet(content: bytes, name: str) -> pd.DataFrame:
         The table.
 
     Raises:
-        StoreDamagedError: If the bytes are not those that the name promises.
+        StoreDamagedError: If the bytes are not those that the name promises, become too large, or
+            are no table of items.
     """
-    match = _FILE.fullmatch(name)
-    digest = hashlib.sha256(content).hexdigest()
-    if name and not (match and digest.startswith(match[2])):
+    if name and not is_named_by(content, name):
+        digest = hashlib.sha256(content).hexdigest()
         raise StoreDamagedError(f"{name} is damaged: its sha256 begins {digest[:16]}")
-    return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
+    try:
+        check_parquet(content)
+        table = pd.read_parquet(io.BytesIO(content), engine="pyarrow")
+        _check_read(table)
+    except Exception as exc:  # pyarrow and pandas raise whatever they stumble over
+        what = name or "the table"
+        raise StoreDamagedError(f"{what} is no table of items: {one_line(exc)}") from exc
+    return table
+
+
+def _check_read(table: pd.DataFrame) -> None:
+    """See that a table that somebody else may have written is one of items."""
+    if not isinstance(table.index, pd.RangeIndex) or not table.columns.is_unique:
+        raise ValueError("it has an index, or two columns of one name")
+    if "item_id" not in table:
+        raise ValueError("it has no column 'item_id'")
+    if table["item_id"].isna().any() or not table["item_id"].is_unique:
+        raise ValueError("an item_id is empty, or stands in two rows")
+    files = ["path", *channel_columns(table).values(), *mask_columns(table)]
+    for column in [c for c in (*files, "crop_mask") if c in table]:
+        paths = table[column].dropna().astype(str)
+        if (outside := paths.str.contains(_OUTSIDE, regex=True)).any():
+            raise ValueError(f"{column} {paths[outside].iloc[0]!r} leads out of the data folder")

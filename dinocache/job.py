@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import getpass
 import platform
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -33,6 +33,7 @@ from dinocache.items import channel_columns, check_name, mask_columns, same_labe
 from dinocache.layout import COORD, FORMAT, HEADER, check_kinds
 from dinocache.libraries import find_encoder
 from dinocache.pace import usable_cores
+from dinocache.places import folder_of
 from dinocache.plan import Grid, make_grid
 from dinocache.progress import Progress
 from dinocache.readers import Reader, guess_reader, make_reader
@@ -132,8 +133,14 @@ class Job:
         folder = resolution_name(self.resolution)
         if request.variant:
             folder += f"-{check_name(request.variant, '--variant')}"
-        self.path = request.root / self.dataset.name / model_folder(self.spec.name) / folder
-        self.store = FeatureStore(self.path) if (self.path / HEADER).exists() else None
+        place = f"{self.dataset.name}/{model_folder(self.spec.name)}/{folder}"
+        self.folder = folder_of(request.root).within(place)
+        self.store = FeatureStore(self.folder) if self.folder.exists(HEADER) else None
+        if self.store and self.store.part:
+            raise RequestError(
+                f"{self.folder} is a part of the store {self.store.part.of}; extract into the "
+                "whole one, and pull again"
+            )
         self.reader = self._reader()
         self.source = self._source_of(self.dataset.table)
         self.channels = self._channels()
@@ -183,9 +190,9 @@ class Job:
         """Open the store after seeing that it is the one asked for, or make it."""
         if self.store is None:
             encoder = self.load_encoder(self.request.weights or "hub")
-            create_store(self.path, self._new_header(encoder))
+            create_store(self.folder, self._new_header(encoder))
             # Another process may have been first: from here on what is on the disk holds.
-            self.store = FeatureStore(self.path)
+            self.store = FeatureStore(self.folder)
             self._check_recipe(self.store, encoder)
         else:
             self._check_said(self.store)
@@ -427,6 +434,7 @@ class Job:
             ),
             provenance={
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "by": _user(),
                 "platform": platform.platform(terse=True),
                 "python": platform.python_version(),
                 **made_by(self.device),
@@ -491,7 +499,7 @@ class Job:
             differences.append(f"--compile: {not asked} in the store, {asked} asked for")
         if differences:
             raise RecipeMismatchError(
-                f"{self.path} was made by another recipe ({'; '.join(differences)}). Leave those "
+                f"{self.folder} was made by another recipe ({'; '.join(differences)}). Leave those "
                 "options out to go on with it, or give this one a folder of its own with "
                 f"--variant NAME.{_nothing_to_lose(store)}"
             )
@@ -502,7 +510,7 @@ class Job:
         ours, theirs = store.header.execution.device, self.device.split(":")[0]
         if ours != theirs and not self.request.any_device:
             raise RecipeMismatchError(
-                f"{self.path} was begun on {ours}; {theirs} gives other last bits. Go on there "
+                f"{self.folder} was begun on {ours}; {theirs} gives other last bits. Go on there "
                 f"(--device {ours}), or say --any-device to mix them."
             )
         torch.set_num_threads(store.header.execution.threads)
@@ -515,7 +523,7 @@ class Job:
         gone = ours.index.difference(theirs.index, sort=False)
         if (len(fresh) or len(gone)) and not self.request.append:
             raise RecipeMismatchError(
-                f"{self.path} holds {len(ours)} items; this table has {len(fresh)} "
+                f"{self.folder} holds {len(ours)} items; this table has {len(fresh)} "
                 f"others{_example(fresh)} and lacks {len(gone)}{_example(gone)}. --append adds "
                 "the new ones to the store; --name NAME gives the table a store of its own."
             )
@@ -524,13 +532,13 @@ class Job:
         moved = both[0]["path"].to_numpy() != both[1]["path"].to_numpy()
         if moved.any():
             raise RecipeMismatchError(
-                f"{self.path}: item {common[moved][0]!r} lies at another path in this table "
+                f"{self.folder}: item {common[moved][0]!r} lies at another path in this table "
                 f"({int(moved.sum())} such items); are these the same items?"
             )
         if not same_labels(*both):
             raise RecipeMismatchError(
-                f"{self.path}: the table's other columns differ from the store's. To change "
-                f"targets, groups or splits: dinocache relabel {self.path} TABLE (no feature is "
+                f"{self.folder}: the table's other columns differ from the store's. To change "
+                f"targets, groups or splits: dinocache relabel {self.folder} TABLE (no feature is "
                 "computed again)."
             )
 
@@ -663,7 +671,9 @@ class Job:
             RecipeMismatchError: If the encoder is not the one that made the store.
         """
         stored = writer.store.header.recipe.encoder.weights
-        encoder = self.load_encoder(self.request.weights or _weights_option(stored, self.path))
+        encoder = self.load_encoder(
+            self.request.weights or _weights_option(stored, str(self.folder))
+        )
         self._check_recipe(writer.store, encoder)
         return Engine(
             writer,
@@ -680,6 +690,13 @@ class Job:
         )
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may have none
+        return ""
+
+
 def _nothing_to_lose(store: FeatureStore) -> str:
     """Say so where a store may as well be begun anew."""
     if not any(store.is_committed(work.unit, work.kind) for work in store.work()):
@@ -689,14 +706,14 @@ def _nothing_to_lose(store: FeatureStore) -> str:
     return ""
 
 
-def _weights_option(stored: WeightsRecipe, path: Path) -> str:
+def _weights_option(stored: WeightsRecipe, where: str) -> str:
     """Say how the weights of a store are asked for again."""
     if stored.is_random:
         return stored.name
     if stored.name.startswith("hub:"):
         return "hub"
     raise WeightsError(
-        f"{path} was made with the weights file {stored.name} (sha256 {stored.sha256[:12]}...); "
+        f"{where} was made with the weights file {stored.name} (sha256 {stored.sha256[:12]}...); "
         "pass it with --weights PATH to go on"
     )
 

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from dinocache.errors import RequestError
@@ -23,6 +22,7 @@ __all__ = [
     "ITEM_PREFIX",
     "NATIVE",
     "NATIVE_KINDS",
+    "PART",
     "PLANS",
     "RUNS",
     "SEALED",
@@ -43,7 +43,6 @@ __all__ = [
     "native_document",
     "parse_kind",
     "record_name",
-    "stored_kinds",
     "thumb_name",
 ]
 
@@ -58,6 +57,7 @@ THUMBS = "thumbs"
 THUMB_SIZE = "size"
 """Text chunk of a thumbnail: width and height of the slide, level-0 px."""
 SEALED = "sealed.json"
+PART = "part.json"
 
 VECTOR_KINDS = ("cls", "mean", "embed")
 NATIVE_KINDS = ("image", "mask")
@@ -304,26 +304,6 @@ def record_name(unit: str, kind: str) -> str:
 def thumb_name(position: int) -> str:
     """Name of an item's small picture, by its position on the item axis."""
     return f"{THUMBS}/{position}.png"
-
-
-def stored_kinds(path: Path) -> tuple[str, ...]:
-    """List the kinds that a store has or was told to have.
-
-    Args:
-        path: The store.
-
-    Returns:
-        Kinds whose arrays exist, in the usual order; item kinds are not listed.
-    """
-    found = [
-        folder.name
-        for group in (FEATURES, NATIVE)
-        if (path / group).is_dir()
-        for folder in (path / group).iterdir()
-        if (is_row_kind(folder.name) or folder.name in (COORD, *NATIVE_KINDS))
-        and (folder / "zarr.json").exists()
-    ]
-    return check_kinds(found) if found else ()
 
 
 def _array(

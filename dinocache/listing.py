@@ -6,6 +6,7 @@ from typing import Any
 
 from dinocache.checkpoints import FAMILIES
 from dinocache.cost import gflop
+from dinocache.pseudonyms import telling_columns
 from dinocache.recipe import WindowRecipe
 from dinocache.spec import EncoderSpec, takes
 from dinocache.store import FeatureStore
@@ -135,6 +136,8 @@ def store_facts(store: FeatureStore) -> dict[str, Any]:
         "notes": notes,
         "kinds": kinds,
         "columns": list(store.items.columns),
+        "could_identify": telling_columns(store),
+        "part": None if store.part is None else store.part.model_dump(mode="json"),
         "digest": header.digest,
         "recipe": header.recipe.model_dump(mode="json"),
         "grid": vars(header.grid),
@@ -178,7 +181,9 @@ def store_rows(store: FeatureStore, facts: Mapping[str, Any]) -> list[tuple[str,
         *((kind, f"{n['committed']} of {n['units']} units") for kind, n in kinds.items()),
         *([("notes", f"of {len(notes)} items; --json lists them")] if notes else []),
         ("complete", "yes" if facts["complete"] else "no: run the same `dinocache extract` again"),
+        *([("part", f"of {store.part.of}")] if store.part else []),
         ("columns", ", ".join(facts["columns"])),
+        ("of these, who", f"{', '.join(facts['could_identify'])} could tell who somebody is"),
         ("digest", header.digest),
         ("made", f"{header.provenance.get('created')} on {header.execution.device}"),
     ]

@@ -3,16 +3,13 @@
 import hashlib
 import json
 import logging
-import os
 import time
-from pathlib import Path
-
-import platformdirs
 
 from dinocache.documents import canonical
 from dinocache.durable import PARTIAL_SUFFIX, make_folder, replace_durably
+from dinocache.places import cache_folder
 
-__all__ = ["Memory", "cache_folder"]
+__all__ = ["Memory"]
 
 _logger = logging.getLogger(__name__)
 
@@ -25,12 +22,6 @@ _SAVE_EVERY_S = 10.0
 _SHARE = 20
 """Saving takes at most about one part in so many of the time."""
 _LEFT_OVER_S = 86_400.0
-
-
-def cache_folder() -> Path:
-    """Name the folder for what is remembered: `DINOCACHE_CACHE`, or the system's usual place."""
-    folder = os.environ.get("DINOCACHE_CACHE") or platformdirs.user_cache_dir("dinocache")
-    return Path(folder).expanduser()
 
 
 class Memory:

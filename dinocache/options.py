@@ -48,7 +48,10 @@ DatasetArgument = Annotated[
         "group, split, mask and any target columns.",
     ),
 ]
-StoreArgument = Annotated[Path, typer.Argument(help="Folder of a store.")]
+StoreArgument = Annotated[
+    str,
+    typer.Argument(help="A store: its folder, or a URL (s3://, gs://, az://, https://, ssh://)."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of whatever fails.")]
 DataOption = Annotated[
@@ -58,8 +61,11 @@ DataOption = Annotated[
     ),
 ]
 RootOption = Annotated[
-    Path,
-    typer.Option("--store", help="Root of the stores; one lies at ROOT/<dataset>/<model>/<res>."),
+    str,
+    typer.Option(
+        "--store",
+        help="Root of the stores, a folder or a URL; one lies at ROOT/<dataset>/<model>/<res>.",
+    ),
 ]
 NameOption = Annotated[
     str | None,

@@ -22,6 +22,8 @@ MIN_UNIT_ROWS = 16
 DEFAULT_MIN_UNIT_ROWS = 64
 UNITS_AIMED_AT = 64
 MAX_WASTE = 0.03
+_MOST_ROWS = 1 << 48
+"""Of a store: no number above is ever reached by counting."""
 MAX_ITEM_ROWS_IN_A_UNIT = 4096
 """A larger item is shared by several units; a smaller one is decoded once, in one."""
 
@@ -41,6 +43,14 @@ class Grid:
     item_chunk_rows: int
     unit_rows: int
     batch: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no plan was made on: a store that somebody else made may say anything."""
+        for what in ("chunk_rows", "item_chunk_rows", "unit_rows"):
+            if not 1 <= getattr(self, what) <= MAX_CHUNK_ROWS:
+                raise ValueError(f"{what} is {getattr(self, what)}, not 1 to {MAX_CHUNK_ROWS}")
+        if not 1 <= self.batch <= _MOST_ROWS:
+            raise ValueError(f"batch is {self.batch}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,34 +178,63 @@ class Segment:
             The segment.
 
         Raises:
-            StoreDamagedError: If a field is missing or of another type.
+            StoreDamagedError: If a field is missing or of another type, or the units do not hold
+                the items one after the other.
         """
         try:
-            number = int(body["segment"])
+            number = _count(body["segment"], 1)
             if len(body["stamps"]) != len(body["items"]):
                 raise ValueError(f"{len(body['items'])} items, {len(body['stamps'])} stamps")
-            return cls(
+            segment = cls(
                 number=number,
                 recipe=str(body["recipe"]),
-                row_start=int(body["row_start"]),
-                item_start=int(body["item_start"]),
+                row_start=_count(body["row_start"], 0),
+                item_start=_count(body["item_start"], 0),
                 item_ids=tuple(str(item_id) for item_id, _ in body["items"]),
-                item_rows=tuple(int(rows) for _, rows in body["items"]),
+                item_rows=tuple(_count(rows, 1) for _, rows in body["items"]),
                 stamps=tuple(None if s is None else Stamp.from_json(s) for s in body["stamps"]),
                 units=tuple(
                     Unit(
                         name=f"{number:04d}-{index:05d}",
-                        first_item=int(first),
-                        n_items=int(items),
-                        row_start=int(row),
-                        n_rows=int(rows),
-                        offset=int(offset),
+                        first_item=_count(first, 0),
+                        n_items=_count(items, 1),
+                        row_start=_count(row, 0),
+                        n_rows=_count(rows, 1),
+                        offset=_count(offset, 0),
                     )
                     for index, (first, items, row, rows, offset) in enumerate(body["units"])
                 ),
             )
+            _check_units(segment)
         except (KeyError, TypeError, ValueError) as exc:
             raise StoreDamagedError(f"{name} is not a plan segment: {exc}") from exc
+        return segment
+
+
+def _count(value: object, least: int) -> int:
+    """Let through a number of rows or items, or a place among them."""
+    if type(value) is not int or not least <= value <= _MOST_ROWS:
+        raise ValueError(f"{value!r:.40} is no number from {least} to {_MOST_ROWS}")
+    return value
+
+
+def _check_units(segment: Segment) -> None:
+    """See that units hold all items one after the other, each row once, in rising rows."""
+    if len(set(segment.item_ids)) != len(segment.item_ids):
+        raise ValueError("an item stands in it twice")
+    item, within, row = 0, 0, segment.row_start
+    for unit in segment.units:
+        rows = segment.item_rows[item : item + unit.n_items]
+        whole = unit.offset == within == 0 and unit.n_rows == sum(rows)
+        part = unit.n_items == 1 and unit.offset == within and within + unit.n_rows <= sum(rows)
+        if unit.first_item != item or len(rows) != unit.n_items or not (whole or part):
+            raise ValueError(f"unit {unit.name} does not hold the items behind those before it")
+        if unit.n_rows > MAX_ITEM_ROWS_IN_A_UNIT or unit.row_start < row:
+            raise ValueError(f"unit {unit.name} has rows {unit.row_start} and {unit.n_rows} more")
+        within = 0 if whole else (within + unit.n_rows) % sum(rows)
+        item, row = item + (unit.n_items if within == 0 else 0), unit.row_start + unit.n_rows
+    if not segment.units or item != len(segment.item_ids) or row > _MOST_ROWS:
+        raise ValueError(f"its units hold {item} of {len(segment.item_ids)} items")
 
 
 def make_grid(item_rows: Sequence[int], *, unit_rows: int | None, batch: int) -> Grid:

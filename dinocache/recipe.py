@@ -5,13 +5,14 @@ two different runs share a store.
 """
 
 import hashlib
+import math
 import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dinocache.documents import canonical
-from dinocache.errors import StoreDamagedError
+from dinocache.errors import RecipeMismatchError, StoreDamagedError
 
 __all__ = [
     "ChannelsRecipe",
@@ -24,11 +25,18 @@ __all__ = [
     "WindowRecipe",
     "model_folder",
     "resolution_name",
+    "same_features",
 ]
 
 DIGEST_DIGITS = 32
 _FACTS = ("vectors", "depth", "pyramid")
 """Of an encoder: a library's next release may tell more layers, and no number changes."""
+_DECLARED = "declared:"
+_MOST_PX = 1 << 16
+"""And of numbers of a vector; the largest encoders have some thousands."""
+_MOST_MAP_BYTES = 1 << 30
+_MPP_ALIKE = 0.01
+"""Relative; people say 0.5 um/px of what is 0.499."""
 
 
 class _Part(BaseModel):
@@ -44,7 +52,17 @@ class WeightsRecipe(_Part):
     @property
     def is_random(self) -> bool:
         """Whether they were drawn, not trained."""
-        return self.name.startswith("random:")
+        return self.name.startswith(("random:", f"{_DECLARED}random:"))
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether a person said which they are, and nobody saw them: the features were imported."""
+        return self.sha256.startswith(_DECLARED)
+
+    @classmethod
+    def declared(cls, said: str) -> "WeightsRecipe":
+        """Write down what a person said; no digest of a file is ever the same."""
+        return cls(name=f"{_DECLARED}{said}", sha256=f"{_DECLARED}{said}")
 
 
 class EncoderRecipe(_Part):
@@ -179,13 +197,34 @@ class Recipe(_Part):
             StoreDamagedError: If it is not one that this version knows.
         """
         try:
-            return cls.model_validate(body)
+            recipe = cls.model_validate(body)
         except ValidationError as exc:
             field = ".".join(str(part) for part in exc.errors()[0]["loc"])
             raise StoreDamagedError(
                 f"{name}: recipe field {field!r} is not one that this version of dinocache knows "
                 f"({exc.errors()[0]['msg']}); a newer version may read it"
             ) from exc
+        _check_sizes(recipe, name)
+        return recipe
+
+
+def _check_sizes(recipe: Recipe, name: str) -> None:
+    """Refuse sizes that no encoder has, before memory is taken for them."""
+    encoder = recipe.encoder
+    maps = encoder.pyramid or ((encoder.patch_px, encoder.dim),)
+    sides = (*recipe.input.resolution, *(patch for patch, _ in maps), encoder.patch_px)
+    dims = (encoder.dim, encoder.embed_dim or 1, *(dim for _, dim in maps))
+    counts = encoder.depth, len(maps), len(encoder.vectors) + 1, len(recipe.reader.columns) + 1
+    if not all(1 <= n <= _MOST_PX for n in (*sides, *dims, *counts)):
+        raise StoreDamagedError(f"{name}: the recipe's sizes are not from 1 to {_MOST_PX}")
+    if encoder.pyramid and len(encoder.pyramid) != encoder.depth:
+        raise StoreDamagedError(f"{name}: the recipe has {len(maps)} of {encoder.depth} layers")
+    height, width = recipe.input.resolution
+    largest = max((height // patch) * (width // patch) * dim * 2 for patch, dim in maps)
+    if largest > _MOST_MAP_BYTES:
+        raise StoreDamagedError(
+            f"{name}: by its recipe a map has {largest} bytes, more than {_MOST_MAP_BYTES}"
+        )
 
 
 def model_folder(name: str) -> str:
@@ -204,6 +243,83 @@ def resolution_name(resolution: tuple[int, int]) -> str:
     """
     height, width = resolution
     return str(height) if height == width else f"{height}x{width}"
+
+
+def same_features(ours: Recipe, theirs: Recipe, *, trust: bool) -> None:
+    """Refuse two recipes whose features may not be set side by side.
+
+    Two that were extracted must be the same recipe. Where one is declared (its features were
+    imported), nothing can be known; if that is to be trusted, what was said must at least fit.
+
+    Args:
+        ours: Of one store.
+        theirs: Of the other.
+        trust: Whether what a person declared counts.
+
+    Raises:
+        RecipeMismatchError: If they differ, or one is declared and that is not trusted.
+    """
+    declared = [r for r in (ours, theirs) if r.encoder.weights.is_declared]
+    if not declared:
+        for field, (one, other) in ours.differences(theirs).items():
+            raise RecipeMismatchError(
+                f"the features are of different recipes: {field} is {one!r} in one and {other!r} "
+                "in the other; extract both with the same settings"
+            )
+        return
+    if not trust:
+        said = declared[0].encoder
+        raise RecipeMismatchError(
+            f"features of {said.name} were imported, and how they were made is only declared "
+            f"({said.weights.name}); --trust compares them all the same"
+        )
+    for what, one, other in _comparable(ours, theirs):
+        alike = one == other
+        if isinstance(one, float) and isinstance(other, float):
+            alike = math.isclose(one, other, rel_tol=_MPP_ALIKE)
+        if not alike:
+            raise RecipeMismatchError(
+                f"the features cannot be of one sort: {what} is {one} in one and {other} in the "
+                "other, one of them declared; import them again if that was said wrongly"
+            )
+
+
+def _comparable(ours: Recipe, theirs: Recipe) -> list[tuple[str, object, object]]:
+    """List (what, ours, theirs) of all that both a declared and another recipe say."""
+    pairs: list[tuple[str, object, object]] = [
+        ("the encoder", ours.encoder.name, theirs.encoder.name),
+        (
+            "the resolution",
+            resolution_name(ours.input.resolution),
+            resolution_name(theirs.input.resolution),
+        ),
+    ]
+    widths, others = _widths(ours.encoder), _widths(theirs.encoder)
+    common = [kind for kind in widths if kind in others]
+    if not common:
+        pairs.append(("the kind of vector", " or ".join(widths), " or ".join(others)))
+    pairs += [(f"the width of {kind}", widths[kind], others[kind]) for kind in common]
+    tiles, other_tiles = _tiles(ours.reader), _tiles(theirs.reader)
+    both = [what for what in tiles if what in other_tiles]
+    return pairs + [(what, tiles[what], other_tiles[what]) for what in both]
+
+
+def _widths(encoder: EncoderRecipe) -> dict[str, int]:
+    wide = encoder.embed_dim or encoder.dim
+    return {kind: wide if kind == "embed" else encoder.dim for kind in encoder.vectors}
+
+
+def _tiles(reader: ReaderRecipe) -> dict[str, float]:
+    """Say how large a tile is, as far as it is known; it is for slides only."""
+    said = reader.options if reader.name == "slide" else reader.options.get("declared")
+    found: dict[str, float] = {}
+    if isinstance(said, dict):
+        side, mpp = said.get("tile_px"), said.get("tile_mpp", said.get("mpp"))
+        if isinstance(side, int):
+            found["the side of a tile, px"] = side
+        if isinstance(mpp, int | float):  # `native` is no number
+            found["um/px of a tile"] = float(mpp)
+    return found
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

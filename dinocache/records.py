@@ -3,17 +3,25 @@
 See docs/store-format.md, "store.json" and "Commit records".
 """
 
+import re
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dinocache.documents import Body
-from dinocache.errors import StoreDamagedError
-from dinocache.layout import FORMAT
+from dinocache.errors import RequestError, StoreDamagedError
+from dinocache.items import check_name
+from dinocache.layout import FEATURES, FORMAT, NATIVE, THUMBS
 from dinocache.plan import Grid
 from dinocache.recipe import Recipe
 
-__all__ = ["Execution", "Failure", "Header", "Record", "Run", "StoredObject"]
+__all__ = ["Execution", "Failure", "Header", "Part", "Record", "Run", "Seal", "StoredObject"]
+
+_INSIDE = re.compile(
+    rf"(?:{'|'.join(map(re.escape, (FEATURES, NATIVE, THUMBS)))})(?:/(?!\.\.?(?:/|$))[\w.-]+)+",
+    re.ASCII,
+)
+"""A file of numbers or a small picture; nothing else is ever committed."""
 
 
 class _Part(BaseModel):
@@ -75,7 +83,13 @@ class Header(_Document):
                 f"{name} says format {found!r}; this version of dinocache reads {FORMAT}. {way_out}"
             )
         Recipe.from_body(body.get("recipe"), name)
-        return super().from_body(body, name)
+        header = super().from_body(body, name)
+        for given in (header.dataset, header.variant or "plain"):
+            try:  # they name folders, where the store is copied to
+                check_name(given, "")
+            except RequestError:
+                raise StoreDamagedError(f"{name}: {given!r} cannot name a folder") from None
+        return header
 
 
 class Failure(_Part):
@@ -89,7 +103,7 @@ class Failure(_Part):
 class StoredObject(_Part):
     """One committed file."""
 
-    bytes: int
+    bytes: int = Field(ge=0)
     crc32c: str
 
 
@@ -117,9 +131,50 @@ class Record(_Document):
         """Read it back; raises `StoreDamagedError` also if a path leaves the store."""
         record = super().from_body(body, name)
         for path in record.objects:
-            if path.startswith("/") or "\\" in path or ".." in path.split("/"):
+            if not _INSIDE.fullmatch(path):
                 raise StoreDamagedError(f"{name} names {path!r}, which is outside the store")
         return record
+
+
+class Seal(_Document):
+    """The body of `sealed.json`: bodies of records, checksums of plans, the item table's name."""
+
+    units: dict[str, Body]
+    plans: dict[str, str]
+    items: str
+
+
+class Part(_Document):
+    """The body of `part.json`: a copy that holds some of a store, and which.
+
+    `kinds` as stored, `item_cls` among them; None for all. `units` likewise.
+    """
+
+    of: str
+    digest: str
+    kinds: tuple[str, ...] | None
+    units: tuple[str, ...] | None
+
+    def covers(self, unit: str, kind: str) -> bool:
+        """Tell whether a unit and kind is to be there."""
+        return (self.kinds is None or kind in self.kinds) and (
+            self.units is None or unit in self.units
+        )
+
+    def joined(self, other: "Part") -> "Part":
+        """Give a part that holds what either does; it may ask for more than both."""
+
+        def both(
+            ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None
+        ) -> tuple[str, ...] | None:
+            return None if ours is None or theirs is None else tuple(sorted({*ours, *theirs}))
+
+        return self.model_copy(
+            update={
+                "kinds": both(self.kinds, other.kinds),
+                "units": both(self.units, other.units),
+            }
+        )
 
 
 class Run(_Document):

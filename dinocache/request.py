@@ -43,7 +43,7 @@ class ExtractRequest:
 
     dataset: str
     data: Path | None = None
-    root: Path = Path("features")
+    root: Path | str = "features"
     name: str | None = None
     model: str = DEFAULT_MODEL
     resolution: tuple[int, int] | None = None

@@ -5,7 +5,7 @@ See docs/store-format.md. Needs neither torch nor any reader of images.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,33 +17,42 @@ import pandas as pd
 
 from dinocache import documents
 from dinocache.chunks import ChunkedArray, open_array
+from dinocache.committed import CommittedFiles, committed_files
 from dinocache.errors import (
     RequestError,
     StoreDamagedError,
     StoreIncompleteError,
     StoreNotFoundError,
 )
-from dinocache.items import from_parquet
+from dinocache.folders import Entry, Listing
+from dinocache.items import from_parquet, is_named_by, is_table_name
 from dinocache.layout import (
     COORD,
     FEATURES,
     HEADER,
     ITEM_PREFIX,
     NATIVE,
+    NATIVE_KINDS,
+    PART,
     PLANS,
     SEALED,
     UNITS,
     array_document,
     array_layout,
+    check_kinds,
+    is_row_kind,
     is_vector_kind,
     parse_kind,
     record_name,
-    stored_kinds,
+    thumb_name,
 )
+from dinocache.places import Where, folder_of
 from dinocache.plan import Segment
-from dinocache.records import Failure, Header, Record
+from dinocache.records import Failure, Header, Part, Record, StoredObject
+from dinocache.remote import in_parallel
+from dinocache.zarrs import open_zarr
 
-__all__ = ["FailedItem", "FeatureStore", "Work"]
+__all__ = ["FailedItem", "FeatureStore", "Presence", "Work"]
 
 T = TypeVar("T")
 
@@ -69,47 +78,128 @@ class FailedItem:
     failure: Failure
 
 
-class FeatureStore:
-    """A store as it stands on the disk at the moment of opening.
+@dataclass(frozen=True, kw_only=True)
+class Presence:
+    """Whether an item has a kind.
 
     Attributes:
-        path: Its folder.
+        present: Whether it has.
+        failure: Why not; None also where it was not asked for.
+        notes: What a person should know of it.
+        made_by: Versions of what made it.
+    """
+
+    present: bool
+    failure: Failure | None
+    notes: tuple[str, ...]
+    made_by: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """Rows that stand together in a store.
+
+    Attributes:
+        unit: Whose.
+        row: The first.
+        n_rows: How many.
+    """
+
+    unit: str
+    row: int
+    n_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spans:
+    """All rows of a kind.
+
+    Attributes:
+        spans: In order.
+        numbers: (n_rows,) number of each row's item.
+    """
+
+    spans: list[_Span]
+    numbers: npt.NDArray[np.intp]
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.numbers)
+
+    @cached_property
+    def _stops(self) -> npt.NDArray[np.intp]:
+        return np.cumsum([span.n_rows for span in self.spans], dtype=np.intp)
+
+    def within(self, start: int, stop: int) -> list[tuple[_Span, int, int]]:
+        """Give the spans that hold some of all rows, and which rows of each."""
+        first = int(np.searchsorted(self._stops, start, "right"))
+        found = []
+        for number in range(first, len(self.spans)):
+            before = int(self._stops[number - 1]) if number else 0
+            if before >= stop:
+                break
+            span = self.spans[number]
+            found.append((span, max(start - before, 0), min(stop - before, span.n_rows)))
+        return found
+
+
+class FeatureStore:
+    """A store as it stands at the moment of opening, on a disk or below a URL.
+
+    Attributes:
+        folder: Where it lies.
         header: What `store.json` says.
         segments: Its plan, in order.
         items: The item table in force.
         items_name: That table's file.
         kinds: Row and native kinds that it has or was told to have.
+        part: What it holds of the store that it was copied from; None if it is whole.
     """
 
-    def __init__(self, path: Path, *, before: "FeatureStore | None" = None) -> None:
+    def __init__(self, where: Where, *, before: "FeatureStore | None" = None) -> None:
         """See the class.
 
         Args:
-            path: Its folder.
+            where: Its folder: a path or a URL.
             before: The same, as it stood earlier: what never changes is not read again.
 
         Raises:
             StoreNotFoundError: If there is none.
             StoreDamagedError: If its files are not as they were written.
+            StoreError: If it cannot be read now.
         """
-        if not (path / HEADER).is_file():
-            raise StoreNotFoundError(
-                f"there is no store at {path}: it has no {HEADER}. A store lies at "
-                "ROOT/<dataset>/<model>/<resolution>; `dinocache extract` makes one."
-            )
-        self.path = path
-        self._once_read: dict[str, tuple[tuple[int, int], Any]] = {}
+        self.folder = folder_of(where)
+        self._once_read: dict[str, tuple[Entry | None, Any]] = {}
         if before is not None:
             self._once_read |= before._once_read
-        self.header = Header.from_body(documents.read(path / HEADER, HEADER), HEADER)
-        self.segments = self._read_segments()
-        self.items_name, self.items = self._read_items()
-        self.kinds = stored_kinds(path)
-        self._sealed = self._read_sealed()
+        header, self._seal, part, top, plans, features, native = self._look()
+        if header is None:
+            raise StoreNotFoundError(
+                f"there is no store at {self.folder}: it has no {HEADER}. A store lies at "
+                "ROOT/<dataset>/<model>/<resolution>; `dinocache extract` makes one."
+            )
+        self.header = Header.from_body(header, HEADER)
+        self.part = None if part is None else Part.from_body(part, PART)
+        self.segments = self._read_segments(plans)
+        self.items_name, self.items = self._read_items(top)
+        self.kinds = self._find_kinds(features, native)
         self._records: dict[tuple[str, str], Record] = {}
         self._on_disk = self._list_records()
+        self._files: CommittedFiles = committed_files(self.folder)
         self._arrays: dict[str, ChunkedArray] = {}
         self._checked: set[tuple[str, str]] = set()
+        self._spans: dict[str, _Spans] = {}
+
+    @property
+    def path(self) -> Path:
+        """Its folder on this machine.
+
+        Raises:
+            RequestError: If it lies elsewhere.
+        """
+        if self.folder.path is None:
+            raise RequestError(f"{self.folder} is not on this machine; `dinocache pull` brings it")
+        return self.folder.path
 
     # What is there
 
@@ -132,7 +222,7 @@ class FeatureStore:
             if f"{unit}.{kind}" in self._sealed:
                 body = self._sealed[f"{unit}.{kind}"]
             elif key in self._on_disk:
-                body = documents.read(self.path / name, name)
+                body = documents.read(self.folder, name)
             else:
                 return None
             record = Record.from_body(body, name)
@@ -164,6 +254,7 @@ class FeatureStore:
                 (segment.closing_name, closing),
             ]
             for kind in of_unit
+            if self.part is None or self.part.covers(unit, kind)
         ]
 
     def missing(self, kinds: Iterable[str] | None = None) -> list[Work]:
@@ -193,8 +284,12 @@ class FeatureStore:
                 # before it said.
                 said: dict[str, Failure | None] = {}
                 pending: set[str] = set()
-                for unit in segment.units:
-                    record = self.record(unit.name, kind)
+                if self.holds(kind):
+                    records = [(unit, self.record(unit.name, kind)) for unit in segment.units]
+                else:  # a part with the items' means alone
+                    closing = self.record(segment.closing_name, f"{ITEM_PREFIX}{kind}")
+                    records = [(unit, closing) for unit in segment.units]
+                for unit, record in records:
                     first = unit.first_item
                     for item_id in segment.item_ids[first : first + unit.n_items]:
                         if record is None:
@@ -215,6 +310,42 @@ class FeatureStore:
             for item_id in dict.fromkeys(i for s in self.segments for i in s.item_ids)
             if failed.get(item_id)
         ]
+
+    def presence(self, kind: str, item_id: str) -> Presence:
+        """Say whether an item has a kind, and if not, why.
+
+        Args:
+            kind: Of a row, or native.
+            item_id: Which item.
+
+        Raises:
+            StoreIncompleteError: If that is not known yet.
+        """
+        absent: Presence | None = None
+        for segment in reversed(self.segments):
+            position = self._positions[segment.number].get(item_id)
+            if position is None:
+                continue
+            records = [self.record(u.name, kind) for u in segment.units_of(position)]
+            known = [record for record in records if record is not None]
+            if len(known) < len(records):
+                continue
+            failures = [r.failed[item_id] for r in known if item_id in r.failed]
+            found = Presence(
+                present=not failures and not any(item_id in r.not_asked for r in known),
+                failure=failures[0] if failures else None,
+                notes=known[0].notes.get(item_id, ()),
+                made_by=known[0].made_by,
+            )
+            if found.present:
+                return found
+            absent = absent or found
+        if absent is None:
+            raise StoreIncompleteError(
+                f"{self.folder}: {kind!r} of item {item_id!r} is not extracted yet; run the same "
+                "`dinocache extract` again"
+            )
+        return absent
 
     def notes(self) -> dict[str, tuple[str, ...]]:
         """Give what a person should know of items: id -> notes, of those that have any."""
@@ -243,14 +374,15 @@ class FeatureStore:
             StoreDamagedError: If a file is not as it was committed.
         """
         item_kind = f"{ITEM_PREFIX}{kind}"
+        self._require_covered(item_kind)
         self._require(kind, [w for w in self.missing([kind]) if w.kind == item_kind])
         dim = array_layout(item_kind, self.header.recipe, self.header.grid).tail[0]
         where: dict[str, tuple[int, int]] = {}
         blocks = []
+        self._fetch(item_kind, [segment.closing_name for segment in self.segments])
         for index, segment in enumerate(self.segments):
             record = self.record(segment.closing_name, item_kind)
             absent = record.absent if record else frozenset()
-            self._check_objects(segment.closing_name, item_kind)
             if len(absent) == len(segment.item_ids):
                 blocks.append(np.empty((0, dim), np.float32))
                 continue
@@ -284,6 +416,76 @@ class FeatureStore:
         """
         return self.segment_rows(kind, *self._find(kind, item_id))
 
+    def all_rows(self, kind: str, part: slice = slice(None)) -> npt.NDArray[Any]:
+        """Read the rows of all items, or some of them.
+
+        Args:
+            kind: As for `rows`, or `row_coord`.
+            part: Which of all rows; without a step.
+
+        Returns:
+            (n_rows, ...), in order of the plan: neighbours in the store stay neighbours.
+
+        Raises:
+            StoreIncompleteError: If not every unit is committed.
+            StoreDamagedError: If a file is not as it was committed.
+        """
+        spans = self._all_spans(kind)
+        start, stop, step = part.indices(spans.n_rows)
+        if step != 1:
+            raise RequestError(f"rows are read without a step, got one of {step}")
+        array, touched = self._array(kind), spans.within(start, stop)
+        self._fetch(kind, list(dict.fromkeys(span.unit for span, _, _ in touched)))
+        block = np.empty((max(stop - start, 0), *array.shape[1:]), array.dtype)
+        at = 0
+        for span, low, high in touched:
+            array.read_into(block[at : at + high - low], span.row + low)
+            at += high - low
+        return block
+
+    def row_items(self, kind: str) -> npt.NDArray[np.intp]:
+        """Give the number in the item table of the item of each of `all_rows`: (n_rows,)."""
+        return self._all_spans(kind).numbers
+
+    def _all_spans(self, kind: str) -> "_Spans":
+        self._require_covered(kind)
+        self._require(kind, [w for w in self.missing([kind]) if w.kind == kind])
+        if kind not in self._spans:
+            self._spans[kind] = self._find_spans(kind)
+        return self._spans[kind]
+
+    def _find_spans(self, kind: str) -> "_Spans":
+        """Find the runs of rows of items that are present, the latest segment of each."""
+        index = pd.Index(self.items["item_id"].astype(str))
+        owner = np.full(len(index), -1)
+        numbers_of = []
+        for number, segment in enumerate(self.segments):
+            numbers = index.get_indexer(pd.Index(segment.item_ids))
+            absent: set[str] = set()
+            for unit in segment.units:
+                record = self.record(unit.name, kind)
+                absent |= record.absent if record else set()
+            present = numbers >= 0
+            if absent:
+                present &= ~np.isin(np.array(segment.item_ids), list(absent))
+            owner[numbers[present]] = number
+            numbers_of.append(numbers)
+        spans: list[_Span] = []
+        found: list[npt.NDArray[np.intp]] = []
+        for number, segment in enumerate(self.segments):
+            rows = np.array(segment.item_rows)
+            for unit in segment.units:
+                items = slice(unit.first_item, unit.first_item + unit.n_items)
+                counts = rows[items] if unit.n_items > 1 else [unit.n_rows]
+                of_row = np.repeat(numbers_of[number][items], counts)
+                ours = (of_row >= 0) & (owner[of_row] == number)
+                edges = np.flatnonzero(np.diff(ours, prepend=False, append=False))
+                for low, high in edges.reshape(-1, 2).tolist():
+                    spans.append(_Span(unit=unit.name, row=unit.row_start + low, n_rows=high - low))
+                found.append(of_row[ours])
+        none = np.empty(0, np.intp)
+        return _Spans(spans=spans, numbers=np.concatenate(found) if found else none)
+
     def segment_rows(self, kind: str, segment: Segment, position: int) -> npt.NDArray[np.float16]:
         """Read the rows of one item of one segment, whose units are committed.
 
@@ -298,11 +500,12 @@ class FeatureStore:
         Raises:
             StoreDamagedError: If a file is not as it was committed.
         """
-        parts = []
-        for unit in segment.units_of(position):
-            self._check_objects(unit.name, kind)
+        units = segment.units_of(position)
+        self._fetch(kind, [unit.name for unit in units])
+        array, parts = self._array(kind), []
+        for unit in units:
             row, count = segment.rows_within(unit, position)
-            parts.append(self._array(kind).read(row, row + count))
+            parts.append(array.read(row, row + count))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def native(self, kind: str, item_id: str) -> tuple[npt.NDArray[Any], dict[str, Any]]:
@@ -320,14 +523,12 @@ class FeatureStore:
             StoreIncompleteError: If the item is not extracted, or failed, or has no such kind.
             StoreDamagedError: If a file is not as it was committed.
         """
-        import zarr
-
         segment, position = self._find(kind, item_id)
         name = f"{NATIVE}/{kind}/{segment.item_start + position}"
-        for unit in segment.units_of(position):
-            self._check_objects(unit.name, kind, within=f"{name}/")
+        self._fetch(kind, [u.name for u in segment.units_of(position)], within=f"{name}/")
         try:
-            array = zarr.open_array(self.path / name, mode="r")
+            document = self._files.path(f"{name}/zarr.json").read_bytes()
+            array = open_zarr(self._files, name, document)
             return np.asarray(array[...]), dict(array.attrs)
         except (ValueError, OSError, RuntimeError, KeyError) as exc:
             raise StoreDamagedError(f"{name} is damaged: {exc}") from exc
@@ -348,7 +549,7 @@ class FeatureStore:
         """
         columns = self.header.recipe.reader.columns
         if not columns:
-            raise RequestError(f"{self.path}: each item is one row, which has no coordinates")
+            raise RequestError(f"{self.folder}: each item is one row, which has no coordinates")
         found: npt.NDArray[Any] = self.segment_rows(COORD, *self._find(COORD, item_id))
         return found, columns
 
@@ -359,24 +560,36 @@ class FeatureStore:
         parsed = parse_kind(kind)
         if is_vector_kind(kind) and parsed and parsed.base not in encoder.vectors:
             raise StoreIncompleteError(
-                f"{self.path} has no {kind!r}, and its encoder, {encoder.name}, gives none "
+                f"{self.folder} has no {kind!r}, and its encoder, {encoder.name}, gives none "
                 f"(it gives {', '.join((*encoder.vectors, 'dense'))})"
             )
         if kind not in self.kinds:
             raise StoreIncompleteError(
-                f"{self.path} has no {kind!r} (it has {', '.join(self.kinds) or 'nothing yet'}); "
+                f"{self.folder} has no {kind!r} (it has {', '.join(self.kinds) or 'nothing yet'}); "
                 f"add it with `dinocache extract ... --features {kind}`"
             )
         if missing or self.unplanned():
             total = len(self.work([kind]))
             done = total - len(self.missing([kind]))
             raise StoreIncompleteError(
-                f"{self.path}: {done} of {total} units of {kind!r} are extracted; "
+                f"{self.folder}: {done} of {total} units of {kind!r} are extracted; "
                 "run the same `dinocache extract` again to do the rest"
+            )
+
+    def holds(self, kind: str) -> bool:
+        """Tell whether a kind, as stored, is to be here; some of its units may still not be."""
+        return self.part is None or self.part.kinds is None or kind in self.part.kinds
+
+    def _require_covered(self, kind: str) -> None:
+        if self.part is not None and not self.holds(kind):
+            raise StoreIncompleteError(
+                f"{self.folder} is a part of the store {self.part.of}, without {kind!r} (it has "
+                f"{', '.join(self.part.kinds or ())}); `dinocache pull` from there brings more"
             )
 
     def _find(self, kind: str, item_id: str) -> tuple[Segment, int]:
         """Find the latest segment in which an item is present."""
+        self._require_covered(kind)
         held = False
         for segment in reversed(self.segments):
             position = self._positions[segment.number].get(item_id)
@@ -387,120 +600,194 @@ class FeatureStore:
             if all(r is not None and item_id not in r.absent for r in records):
                 return segment, position
         if not held:
-            raise RequestError(f"{self.path} holds no item {item_id!r}")
+            raise RequestError(f"{self.folder} holds no item {item_id!r}")
         raise StoreIncompleteError(
-            f"{self.path} has no {kind!r} of item {item_id!r}: it is not extracted yet, it failed "
-            "(`dinocache failures` says why), or it has none"
+            f"{self.folder} has no {kind!r} of item {item_id!r}: it is not extracted yet, it "
+            "failed (`dinocache failures` says why), or it has none"
         )
 
     @cached_property
     def _positions(self) -> dict[int, dict[str, int]]:
         return {s.number: {item: i for i, item in enumerate(s.item_ids)} for s in self.segments}
 
+    def thumbnail(self, item_id: str) -> bytes | None:
+        """Read the small picture of a slide, with the tissue's outline and the tiles kept.
+
+        Args:
+            item_id: Which slide.
+
+        Returns:
+            A PNG; None if the item has none.
+
+        Raises:
+            RequestError: If the store holds no such item.
+            StoreIncompleteError: If the item is not extracted.
+            StoreDamagedError: If the file is not as it was committed.
+        """
+        if COORD not in self.kinds:
+            return None
+        segment, position = self._find(COORD, item_id)
+        name = thumb_name(segment.item_start + position)
+        unit = segment.units_of(position)[0].name
+        record = self.record(unit, COORD)
+        if record is None or name not in record.objects:
+            return None
+        self._fetch(COORD, [unit], within=name)
+        content = self._files.path(name).read_bytes()
+        if documents.checksum(content) != record.objects[name].crc32c:
+            raise StoreDamagedError(
+                f"{name} is damaged; run `dinocache verify` to see what else is, and copy it again "
+                "from where the store came from"
+            )
+        return content
+
     def _array(self, kind: str) -> ChunkedArray:
         if kind not in self._arrays:
-            self._check_document(kind)
-            self._arrays[kind] = open_array(self.path / FEATURES / kind)
+            document = self._read_document(kind)
+            self._arrays[kind] = open_array(self._files, f"{FEATURES}/{kind}", document)
         return self._arrays[kind]
 
-    def _check_document(self, kind: str) -> None:
-        """See that an array's `zarr.json` is the one that recipe and grid ask for, but its length.
+    def _read_document(self, kind: str) -> bytes:
+        """Read an array's `zarr.json`, which must be what recipe and grid ask for, but its length.
 
         The length may be ahead of the plan that was read: another process may have appended since.
         """
         name = f"{FEATURES}/{kind}/zarr.json"
         layout = array_layout(kind, self.header.recipe, self.header.grid)
+
+        def is_ours(content: bytes) -> bool:
+            try:
+                length = json.loads(content)["shape"][0]
+                return type(length) is int and content == array_document(layout, length)
+            except (ValueError, KeyError, TypeError, IndexError):
+                return False
+
         try:
-            content = documents.content_of(self.path / name)
-            length = json.loads(content)["shape"][0]
-            whole = type(length) is int and content == array_document(layout, length)
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
-            whole = False
-        if not whole:
+            content = self.folder.read(name, is_ours)
+        except FileNotFoundError:
+            content = b""
+        if not is_ours(content):
             raise StoreDamagedError(
                 f"{name} is missing or damaged; run `dinocache verify` to see what else is, and "
                 "copy it again from where the store came from"
             )
+        return content
 
-    def _check_objects(self, unit: str, kind: str, within: str = "") -> None:
-        """See once that a unit's files exist in their sizes: zarr reads a missing one as NaN."""
-        record = self.record(unit, kind)
-        if record is None or (unit, kind + within) in self._checked:
-            return
-        for name, stored in record.objects.items():
-            if not name.startswith(within):
-                continue
-            path = self.path / name
-            size = path.stat().st_size if path.is_file() else None
-            if size != stored.bytes:
-                came = "is missing" if size is None else f"has {size} bytes, not {stored.bytes}"
-                raise StoreDamagedError(
-                    f"{name} {came}; run `dinocache verify` to see what else is, and copy it again "
-                    "from where the store came from"
-                )
+    def _fetch(self, kind: str, units: Sequence[str], within: str = "") -> None:
+        """See once that files of units can be read: zarr reads a missing one as NaN.
+
+        Args:
+            kind: Which.
+            units: Their names.
+            within: How the names of the files begin.
+        """
+        wanted: dict[str, StoredObject] = {}
+        fresh = [unit for unit in units if (unit, kind + within) not in self._checked]
+        for unit in fresh:
+            if record := self.record(unit, kind):
+                wanted |= {n: o for n, o in record.objects.items() if n.startswith(within)}
+        by_parts = is_row_kind(kind) and not is_vector_kind(kind)
+        (self._files.expect if by_parts else self._files.fetch)(wanted)
+        for name, stored in wanted.items():
             # Chunks carry checksums of their own; their description does not.
             described = name.endswith("/zarr.json")
-            if described and documents.checksum(documents.content_of(path)) != stored.crc32c:
+            content = self._files.path(name).read_bytes() if described else b""
+            if described and documents.checksum(content) != stored.crc32c:
                 raise StoreDamagedError(f"{name} is damaged: its checksum does not match")
-        self._checked.add((unit, kind + within))
+        self._checked.update((unit, kind + within) for unit in fresh)
 
-    def _read_segments(self) -> tuple[Segment, ...]:
-        folder = self.path / PLANS
-        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        segments = []
-        for name in (f"{PLANS}/{n}" for n in names if _PLAN.fullmatch(n)):
-            segment = self._once(name, self._read_segment)
+    def _look(
+        self,
+    ) -> tuple[Any, ...]:
+        """Read header, seal and part, and list what else there is; at once from a server."""
+
+        def read(name: str) -> documents.Body | None:
+            try:
+                return documents.read(self.folder, name)
+            except FileNotFoundError:
+                return None
+
+        tasks: list[Callable[[], Any]] = [
+            lambda: read(HEADER),
+            lambda: read(SEALED) or {},
+            lambda: read(PART),
+            *(lambda name=name: self.folder.list(name) for name in ("", PLANS, FEATURES, NATIVE)),
+        ]
+        if self.folder.path is None:
+            return tuple(in_parallel(lambda task: task(), tasks))
+        return tuple(task() for task in tasks)
+
+    @property
+    def _sealed(self) -> Mapping[str, Any]:
+        """Bodies of the records that the seal gathers."""
+        units = self._seal.get("units")
+        return units if isinstance(units, dict) else {}
+
+    def _read_segments(self, listed: Listing) -> tuple[Segment, ...]:
+        # A server that lists nothing leaves what the seal names.
+        names = sorted(
+            {n for n in (*listed.files, *self._seal.get("plans", {})) if _PLAN.fullmatch(n)}
+        )
+
+        def read(name: str) -> Segment:
+            return self._once(f"{PLANS}/{name}", listed.files.get(name), self._read_segment)
+
+        if self.folder.path is None:
+            segments = in_parallel(read, names)
+        else:
+            segments = [read(name) for name in names]
+        for segment, name in zip(segments, names, strict=True):
             if segment.recipe != self.header.digest:
-                raise StoreDamagedError(f"{name} belongs to another store")
-            segments.append(segment)
+                raise StoreDamagedError(f"{PLANS}/{name} belongs to another store")
         return tuple(segments)
 
     def _read_segment(self, name: str) -> Segment:
-        return Segment.from_body(documents.read(self.path / name, name), name)
+        return Segment.from_body(documents.read(self.folder, name), name)
 
-    def _once(self, name: str, read: Callable[[str], T]) -> T:
+    def _once(self, name: str, looks: Entry | None, read: Callable[[str], T]) -> T:
         """Read a file that is never changed, unless it was read before and looks the same."""
-        status = (self.path / name).stat()
-        looks = status.st_size, status.st_mtime_ns
         known = self._once_read.get(name)
         if known is None or known[0] != looks:
-            self._once_read[name] = known = looks, read(name)
+            try:
+                self._once_read[name] = known = looks, read(name)
+            except FileNotFoundError as exc:
+                raise StoreDamagedError(
+                    f"{name} is missing, though {SEALED} names it; copy it again from where the "
+                    "store came from"
+                ) from exc
         found: T = known[1]
         return found
 
-    def _read_items(self) -> tuple[str, pd.DataFrame]:
-        name = _latest_items(self.path)
-        if name is None:
+    def _read_items(self, top: Listing) -> tuple[str, pd.DataFrame]:
+        sealed = self._seal.get("items", "")
+        names = [n for n in (*top.files, sealed) if isinstance(n, str) and is_table_name(n)]
+        if not names:
             columns = ["item_id", "path", "group"]
             return "", pd.DataFrame({c: pd.Series(dtype="string") for c in columns})
-        return name, self._once(name, self._read_table)
+        name = max(names)
+        return name, self._once(name, top.files.get(name), self._read_table)
 
     def _read_table(self, name: str) -> pd.DataFrame:
-        return from_parquet(documents.content_of(self.path / name), name)
+        content = self.folder.read(name, lambda come: is_named_by(come, name))
+        return from_parquet(content, name)
 
-    def _read_sealed(self) -> dict[str, Any]:
-        path = self.path / SEALED
-        if not path.is_file():
-            return {}
-        units = documents.read(path, SEALED).get("units")
-        return units if isinstance(units, dict) else {}
+    def _find_kinds(self, features: Listing, native: Listing) -> tuple[str, ...]:
+        """List the kinds whose arrays exist, or that the seal knows, in the usual order."""
+        listed = [f"{FEATURES}/{name}" for name in features.folders]
+        listed += [f"{NATIVE}/{name}" for name in native.folders if name in NATIVE_KINDS]
+        if self.folder.path is not None:
+            listed = [name for name in listed if self.folder.exists(f"{name}/zarr.json")]
+        sealed = (name.partition(".")[2] for name in self._sealed)
+        # A part may have the items' means alone.
+        names = {
+            name.removeprefix(ITEM_PREFIX)
+            for name in (*(name.partition("/")[2] for name in listed), *sealed)
+        }
+        found = [n for n in names if is_row_kind(n) or n in (COORD, *NATIVE_KINDS)]
+        return check_kinds(found) if found else ()
 
     def _list_records(self) -> frozenset[tuple[str, str]]:
         if self._sealed and all(f"{w.unit}.{w.kind}" in self._sealed for w in self.work()):
             return frozenset()
-        folder = self.path / UNITS
-        names = (p.name for p in folder.iterdir()) if folder.is_dir() else iter(())
-        matches = (_RECORD.fullmatch(name) for name in names)
+        matches = (_RECORD.fullmatch(name) for name in self.folder.list(UNITS).files)
         return frozenset((m["unit"], m["kind"]) for m in matches if m)
-
-
-def _latest_items(path: Path) -> str | None:
-    """Name the item table in force.
-
-    Args:
-        path: The store.
-
-    Returns:
-        The file's name; None if there is none yet.
-    """
-    return max((p.name for p in path.glob("items-????-*.parquet")), default=None)

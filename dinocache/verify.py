@@ -3,17 +3,32 @@
 Finds any flipped bit, any truncated, missing or foreign file. See docs/store-format.md.
 """
 
+import math
+import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 from dinocache import documents
 from dinocache.durable import PARTIAL_SUFFIX
-from dinocache.errors import StoreDamagedError
-from dinocache.items import from_parquet
-from dinocache.layout import COORD, HEADER, ITEM_PREFIX, RUNS, SEALED, THUMBS, record_name
-from dinocache.records import Record, Run
+from dinocache.errors import StoreDamagedError, StoreError, one_line
+from dinocache.folders import UNKNOWN_SIZE
+from dinocache.items import from_parquet, is_named_by, is_table_name
+from dinocache.layout import (
+    COORD,
+    HEADER,
+    ITEM_PREFIX,
+    PART,
+    PLANS,
+    RUNS,
+    SEALED,
+    THUMBS,
+    record_name,
+)
+from dinocache.places import Where
+from dinocache.records import Record, Run, StoredObject
+from dinocache.remote import in_parallel
 from dinocache.store import FeatureStore, Work
 from dinocache.writer import expected_documents
 
@@ -22,6 +37,8 @@ __all__ = ["Damage", "Soundness", "verify"]
 _CHUNK = re.compile(
     r"(?:features|native)\.zarr/(?P<kind>[\w.]+)/(?:\d+/)?(?:c(?:\.\d+)+|zarr\.json)"
 )
+_AT_ONCE = 8
+"""Files that are read at a time."""
 _THUMB = re.compile(rf"{THUMBS}/\d+\.png")
 
 
@@ -66,12 +83,16 @@ class Soundness:
         return 0 if self.complete else 3
 
 
-def verify(path: Path, tell: Callable[[int, int], None] | None = None) -> Soundness:
-    """Read a whole store and compare it with its records.
+def verify(
+    where: Where, tell: Callable[[int, int], None] | None = None, *, share: float = 1.0
+) -> Soundness:
+    """Read a store and compare it with its records.
 
     Args:
-        path: The store.
+        where: The store: a path or a URL.
         tell: Called with (records done, records in all).
+        share: Of the units whose files are read, others in each call; of all others that the files
+            are there in their sizes is seen all the same.
 
     Returns:
         What was found.
@@ -80,20 +101,22 @@ def verify(path: Path, tell: Callable[[int, int], None] | None = None) -> Soundn
         StoreNotFoundError: If there is no store.
     """
     found = Soundness()
-    known = {HEADER}
+    known = {HEADER, PART}
     try:
-        store = FeatureStore(path)
+        store = FeatureStore(where)
     except StoreDamagedError as exc:
         # Without header, plan and items nothing else can be judged.
         found.damages.append(Damage(file=_named(str(exc)), what=str(exc)))
         return found
     _check_documents(store, found, known)
     works = store.work()
+    read = set(works if share >= 1 else random.sample(works, math.ceil(share * len(works))))
+    sizes = None if share >= 1 else {entry.name: entry.bytes for entry in store.folder.walk()}
     for done, work in enumerate(works):
-        _check_unit(store, work, found, known)
+        _check_unit(store, work, found, known, None if work in read else sizes)
         if tell:
             tell(done + 1, len(works))
-    found.complete = store.is_complete and (path / SEALED).is_file()
+    found.complete = store.is_complete and store.folder.exists(SEALED)
     _check_zarr_documents(store, found, known)
     _look_for_others(store, found, known)
     return found
@@ -107,64 +130,91 @@ def _check_documents(store: FeatureStore, found: Soundness, known: set[str]) -> 
             name = f"plans/{number:04d}.json"
             found.damages.append(Damage(file=name, what="missing, though a later segment exists"))
             break
-    for table in sorted(store.path.glob("items-????-*.parquet")):
-        known.add(table.name)
+    top = store.folder.list()
+    for table in sorted(name for name in top.files if is_table_name(name)):
+        known.add(table)
         try:
-            from_parquet(table.read_bytes(), table.name)
+            from_parquet(store.folder.read(table, partial(is_named_by, name=table)), table)
         except StoreDamagedError as exc:
-            found.damages.append(Damage(file=table.name, what=str(exc)))
-    for run in sorted((store.path / RUNS).glob("*.json")):
-        known.add(name := f"{RUNS}/{run.name}")
+            found.damages.append(Damage(file=table, what=str(exc)))
+    runs = [f"{RUNS}/{name}" for name in store.folder.list(RUNS).files if name.endswith(".json")]
+    for name in sorted(runs):
+        known.add(name)
         try:
-            Run.from_body(documents.read(run, name), name)
+            Run.from_body(documents.read(store.folder, name), name)
         except StoreDamagedError as exc:
             found.damages.append(Damage(file=name, what=str(exc)))
-    if (store.path / SEALED).is_file():
+    if SEALED in top.files:
         known.add(SEALED)
-        sealed = documents.read(store.path / SEALED, SEALED)
+        sealed = documents.read(store.folder, SEALED)
+        plans = store.folder.list(PLANS).files
         for name in sealed.get("plans", {}):
-            if not (store.path / "plans" / name).is_file():
-                found.damages.append(Damage(file=f"plans/{name}", what="missing"))
+            if name not in plans:
+                found.damages.append(Damage(file=f"{PLANS}/{name}", what="missing"))
         table_name = sealed.get("items", "")
-        if table_name and not (store.path / table_name).is_file():
+        if table_name and table_name not in top.files:
             found.damages.append(Damage(file=table_name, what="missing"))
 
 
-def _check_unit(store: FeatureStore, work: Work, found: Soundness, known: set[str]) -> None:
+def _check_unit(
+    store: FeatureStore,
+    work: Work,
+    found: Soundness,
+    known: set[str],
+    sizes: Mapping[str, int] | None,
+) -> None:
+    """Check the record of a unit and kind, and its files: their bytes, or just their sizes."""
     name = record_name(work.unit, work.kind)
     try:
         record = store.record(work.unit, work.kind)
         if record is None:
             return
         known.add(name)
-        if (store.path / name).is_file():
-            body = documents.read(store.path / name, name)
+        try:
+            body = documents.read(store.folder, name)
             if Record.from_body(body, name) != record:
                 raise StoreDamagedError("it differs from what sealed.json says of it")
-        else:
+        except FileNotFoundError:
             found.damages.append(Damage(file=name, what="missing", items=_items(work)))
     except StoreDamagedError as exc:
         known.add(name)
         found.damages.append(Damage(file=name, what=str(exc), items=_items(work)))
         return
-    for file, stored in record.objects.items():
-        known.add(file)
-        path = store.path / file
-        try:
-            content = path.read_bytes()
-        except OSError as exc:
-            what = f"missing or unreadable ({exc.strerror})"
-            found.damages.append(Damage(file=file, what=what, items=_items(work)))
-            continue
-        found.files += 1
-        found.n_bytes += len(content)
-        if len(content) != stored.bytes:
-            what = f"{len(content)} bytes, {stored.bytes} were committed"
-        elif documents.checksum(content) != stored.crc32c:
-            what = "its checksum is not the committed one"
-        else:
-            continue
-        found.damages.append(Damage(file=file, what=what, items=_items(work)))
+    known.update(record.objects)
+    if sizes is not None:
+        for file, stored in record.objects.items():
+            if sizes.get(file) not in (stored.bytes, UNKNOWN_SIZE):
+                what = f"{sizes.get(file, 'no')} bytes, {stored.bytes} were committed"
+                found.damages.append(Damage(file=file, what=what, items=_items(work)))
+        return
+    names = list(record.objects)
+    # A few at a time: together they may be larger than the memory.
+    for start in range(0, len(names), _AT_ONCE):
+        some = names[start : start + _AT_ONCE]
+        read = in_parallel(lambda file: _check_file(store, file, record.objects[file]), some)
+        for file, (n_bytes, what) in zip(some, read, strict=True):
+            found.files += n_bytes is not None
+            found.n_bytes += n_bytes or 0
+            if what:
+                found.damages.append(Damage(file=file, what=what, items=_items(work)))
+
+
+def _check_file(store: FeatureStore, file: str, stored: StoredObject) -> tuple[int | None, str]:
+    """Read a committed file; gives its size, None if it cannot be read, and what is wrong."""
+
+    def is_whole(content: bytes) -> bool:
+        return len(content) == stored.bytes and documents.checksum(content) == stored.crc32c
+
+    try:
+        content = store.folder.read(file, is_whole)
+    except (OSError, StoreError) as exc:
+        said = exc.strerror if isinstance(exc, OSError) and exc.strerror else one_line(exc)
+        return None, f"missing or unreadable ({said})"
+    if len(content) != stored.bytes:
+        return len(content), f"{len(content)} bytes, {stored.bytes} were committed"
+    if not is_whole(content):
+        return len(content), "its checksum is not the committed one"
+    return len(content), ""
 
 
 def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]) -> None:
@@ -173,14 +223,14 @@ def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]
     sealed = expected_documents(store, store.kinds, complete=True)
     for name, content in either.items():
         known.add(name)
-        path = store.path / name
-        if not path.is_file():
+        try:
+            stored = store.folder.read(name, {content, sealed[name]}.__contains__)
+        except FileNotFoundError:
             # They are written one after the other, before anything that relies on them.
             kind = name.split("/")[1]
             if kind in kinds or (kind == "zarr.json" and kinds):
                 found.damages.append(Damage(file=name, what="missing"))
             continue
-        stored = path.read_bytes()
         if stored == sealed[name] and (found.complete or sealed[name] == content):
             continue
         if stored == sealed[name]:
@@ -210,13 +260,13 @@ def _earlier(store: FeatureStore, name: str) -> list[bytes]:
 
 
 def _look_for_others(store: FeatureStore, found: Soundness, known: set[str]) -> None:
-    for path in _files(store.path):
-        name = path.relative_to(store.path).as_posix()
-        if path.is_symlink():
+    for entry in store.folder.walk():
+        name = entry.name
+        if store.folder.path is not None and (store.folder.path / name).is_symlink():
             found.damages.append(Damage(file=name, what="a link; a store holds plain files only"))
         elif name in known:
             continue
-        elif _is_partial(path.name) or _is_uncommitted(store, name):
+        elif _is_partial(name.rpartition("/")[2]) or _is_uncommitted(store, name):
             found.leftovers.append(name)
         else:
             found.damages.append(Damage(file=name, what="no file of this store"))
@@ -241,14 +291,6 @@ def _items(work: Work) -> tuple[str, ...]:
         if unit.name == work.unit:
             return work.segment.item_ids[unit.first_item : unit.first_item + unit.n_items]
     return work.segment.item_ids
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            yield from _files(path)
-        else:
-            yield path
 
 
 def _named(message: str) -> str:

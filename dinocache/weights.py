@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dinocache.durable import make_folder, replace_durably
 from dinocache.encoders import ENCODERS
 from dinocache.errors import RequestError, WeightsError, WeightsUnavailableError
-from dinocache.memory import cache_folder
+from dinocache.places import cache_folder
 from dinocache.spec import EncoderSpec, HubFile
 
 if TYPE_CHECKING:

@@ -183,8 +183,7 @@ def _find_unit(held: _Held, name: str) -> UnitWork | None:
     kinds = tuple(
         kind
         for kind in held.job.features
-        if not store.is_committed(name, kind)
-        and not (store.path / record_name(name, kind)).exists()
+        if not store.is_committed(name, kind) and not store.folder.exists(record_name(name, kind))
     )
     return UnitWork(segment=segment, unit=unit, kinds=kinds) if kinds else None
 

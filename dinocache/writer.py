@@ -4,30 +4,19 @@ See docs/store-format.md and invariants 1 to 3 of docs/design.md: no lock, nothi
 rewritten, and the same unit done twice, even at once, ends in the same bytes.
 """
 
-import asyncio
 import io
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import zarr
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
 
 from dinocache import documents
-from dinocache.durable import (
-    create_exclusively,
-    flush_folder,
-    keep_durably,
-    make_folder,
-    reading,
-    replace_durably,
-    writing,
-)
+from dinocache.durable import reading, writing
+from dinocache.folders import Folder
 from dinocache.items import latest_number, parquet_name, to_parquet
 from dinocache.layout import (
     FEATURES,
@@ -39,7 +28,6 @@ from dinocache.layout import (
     RUNS,
     SEALED,
     THUMB_SIZE,
-    UNITS,
     ArrayLayout,
     array_document,
     array_layout,
@@ -52,54 +40,24 @@ from dinocache.layout import (
 from dinocache.plan import Segment
 from dinocache.records import Header, Record, Run, StoredObject
 from dinocache.store import FeatureStore
+from dinocache.zarrs import WrittenStore
 
 __all__ = ["StoreWriter", "create_store", "expected_documents"]
 
 Objects = dict[str, StoredObject]
-_FOLDERS_KNOWN = 1000
 
 
-class _DurableStore(LocalStore):
-    """zarr's local store, flushed to the disk, that notes each file's size and checksum."""
-
-    def __init__(self, root: Path, prefix: str) -> None:
-        super().__init__(root)
-        self.prefix = prefix
-        self.written: Objects = {}
-        self._folders: set[Path] = set()
-
-    async def set(self, key: str, value: Buffer, byte_range: object = None) -> None:
-        """Write a whole object (zarr calls this for each chunk or shard)."""
-        content = value.to_bytes()
-        await asyncio.to_thread(self._put, key, content)
-
-    def _put(self, key: str, content: bytes) -> None:
-        path = self.root / key
-        if len(self._folders) >= _FOLDERS_KNOWN:  # each image has a folder of its own
-            self._folders.clear()
-        make_folder(path.parent, self._folders)
-        replace_durably(path, content)
-        self.written[f"{self.prefix}/{key}"] = _stored(content)
-
-    def take(self) -> Objects:
-        """Give what was written since the last call."""
-        written, self.written = self.written, {}
-        return written
-
-
-def create_store(path: Path, header: Header) -> None:
+def create_store(folder: Folder, header: Header) -> None:
     """Make a store with nothing in it, unless one is there already.
 
     Args:
-        path: Its folder, made where needed.
+        folder: Where.
         header: Its `store.json`.
 
     Raises:
-        StoreWriteError: If the disk refuses.
+        StoreWriteError: If it cannot be written.
     """
-    for folder in (path, path / PLANS, path / UNITS, path / FEATURES, path / NATIVE):
-        make_folder(folder)
-    create_exclusively(path / HEADER, documents.encode(header.model_dump(mode="json")))
+    folder.create(HEADER, documents.encode(header.model_dump(mode="json")))
 
 
 class StoreWriter:
@@ -111,14 +69,15 @@ class StoreWriter:
 
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
-        self._features = _DurableStore(store.path / FEATURES, FEATURES)
-        self._native = _DurableStore(store.path / NATIVE, NATIVE)
+        self.folder = store.folder
+        self._features = WrittenStore(store.folder, FEATURES)
+        self._native = WrittenStore(store.folder, NATIVE)
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._open_native: tuple[str, zarr.Array[Any]] | None = None
 
     def reload(self) -> None:
-        """Look at the disk again."""
-        self.store = FeatureStore(self.store.path, before=self.store)
+        """Look at what is there again."""
+        self.store = FeatureStore(self.folder, before=self.store)
 
     def layout(self, kind: str) -> ArrayLayout:
         """Say how an array of this store is laid out."""
@@ -137,7 +96,7 @@ class StoreWriter:
             self._say_incomplete()
         content = to_parquet(table)
         name = parquet_name(latest_number(self.store.items_name) + 1, content)
-        replace_durably(self.store.path / name, content)
+        self.folder.replace(name, content)
         self.reload()
 
     def add_segment(self, segment: Segment) -> None:
@@ -150,8 +109,8 @@ class StoreWriter:
             StoreWriteError: If the disk refuses.
         """
         self._say_incomplete()
-        name = f"{segment.number:04d}.json"
-        create_exclusively(self.store.path / PLANS / name, documents.encode(segment.to_body()))
+        name = f"{PLANS}/{segment.number:04d}.json"
+        self.folder.create(name, documents.encode(segment.to_body()))
         self.reload()
 
     def _say_incomplete(self) -> None:
@@ -159,7 +118,7 @@ class StoreWriter:
         name = f"{FEATURES}/zarr.json"
         if self.store.kinds:
             documents_now = expected_documents(self.store, self.store.kinds, complete=False)
-            keep_durably(self.store.path / name, documents_now[name])
+            self.folder.keep(name, documents_now[name])
 
     def prepare(self, kinds: Sequence[str]) -> None:
         """Write the `zarr.json` of the arrays of some kinds, in the sizes that the plan asks for.
@@ -173,13 +132,8 @@ class StoreWriter:
         self.reload()
         wanted = {*kinds, *self.store.kinds}
         for name, content in expected_documents(self.store, wanted, complete=False).items():
-            path = self.store.path / name
-            make_folder(path.parent)
-            keep_durably(path, content)
-        # What stands there may be of a run that was killed before its name was on the disk; the
-        # records to come rely on it.
-        for folder in (self.store.path, self.store.path / PLANS):
-            flush_folder(folder)
+            self.folder.keep(name, content)
+        self.folder.flush(("", PLANS))
         self._arrays.clear()
         self.reload()
 
@@ -202,7 +156,7 @@ class StoreWriter:
         if row % layout.file_rows or not fits:
             raise AssertionError(f"{kind} rows at {row}, {block.dtype} {block.shape}: not {layout}")
         if kind not in self._arrays:
-            with reading(self._features.root / kind / "zarr.json"):
+            with reading(f"{self.folder}/{FEATURES}/{kind}/zarr.json"):
                 self._arrays[kind] = zarr.open_array(self._features, path=kind, mode="r+")
         array = self._arrays[kind]
         # Whole files only: zarr would read a file that it is given a part of.
@@ -210,7 +164,7 @@ class StoreWriter:
         if short:
             filler = np.full((short, *layout.tail), np.nan, block.dtype)
             block = np.concatenate([block, filler])
-        with writing(self._features.root / kind):
+        with writing(f"{self.folder}/{FEATURES}/{kind}"):
             array[row : row + len(block)] = block
         return self._features.take()
 
@@ -245,11 +199,12 @@ class StoreWriter:
         name = f"{kind}/{position}"
         if self._open_native is None or self._open_native[0] != name:
             document = native_document(shape, str(rows.dtype), attributes)
-            self._native._put(f"{name}/zarr.json", document)
-            with reading(self._native.root / name / "zarr.json"):
-                array = zarr.open_array(self._native, path=name, mode="r+", config=_KEEP_EMPTY)
-            self._open_native = name, array
-        with writing(self._native.root / name):
+            self._native.put(f"{name}/zarr.json", document)
+            with reading(f"{self.folder}/{NATIVE}/{name}/zarr.json"):
+                array = zarr.open_array(self._native, path=name, mode="r+")
+            # An all-black slice is data: it gets its file like every other.
+            self._open_native = name, array.with_config({"write_empty_chunks": True})
+        with writing(f"{self.folder}/{NATIVE}/{name}"):
             self._open_native[1][:, start : start + rows.shape[1]] = rows
         return self._native.take()
 
@@ -280,9 +235,23 @@ class StoreWriter:
         if size is not None:
             said.add_text(THUMB_SIZE, f"{size[0]} {size[1]}")
         Image.fromarray(picture).save(buffer, "PNG", pnginfo=said)
-        name, content = thumb_name(position), buffer.getvalue()
-        make_folder((self.store.path / name).parent)
-        replace_durably(self.store.path / name, content)
+        return self.put_thumb(position, buffer.getvalue())
+
+    def put_thumb(self, position: int, content: bytes) -> Objects:
+        """Write the PNG of an item's small picture.
+
+        Args:
+            position: The item's, on the item axis.
+            content: The file.
+
+        Returns:
+            The file written.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        name = thumb_name(position)
+        self.folder.replace(name, content)
         return {name: _stored(content)}
 
     def commit(self, record: Record) -> None:
@@ -295,7 +264,7 @@ class StoreWriter:
             StoreWriteError: If the disk refuses.
         """
         content = documents.encode(record.model_dump(mode="json"))
-        replace_durably(self.store.path / record_name(record.unit, record.kind), content)
+        self.folder.replace(record_name(record.unit, record.kind), content)
 
     def write_run(self, run: Run) -> None:
         """Keep what a run came to. It is for people: nothing depends on it.
@@ -306,10 +275,9 @@ class StoreWriter:
         Raises:
             StoreWriteError: If the disk refuses.
         """
-        folder = self.store.path / RUNS
-        make_folder(folder)
-        name = f"{run.began.replace('-', '').replace(':', '')}-{uuid.uuid4().hex[:8]}.json"
-        replace_durably(folder / name, documents.encode(run.model_dump(mode="json")))
+        began = run.began.replace("-", "").replace(":", "")
+        name = f"{RUNS}/{began}-{uuid.uuid4().hex[:8]}.json"
+        self.folder.replace(name, documents.encode(run.model_dump(mode="json")))
 
     def seal(self) -> bool:
         """If all is done, gather every record in `sealed.json` and say so in the arrays' group.
@@ -331,19 +299,15 @@ class StoreWriter:
                 return False
             units[f"{work.unit}.{work.kind}"] = record.model_dump(mode="json")
         plans = {}
-        for path in (store.path / PLANS / f"{s.number:04d}.json" for s in store.segments):
-            with reading(path):
-                plans[path.name] = documents.checksum(path.read_bytes())
+        for name in (f"{s.number:04d}.json" for s in store.segments):
+            with reading(f"{self.folder}/{PLANS}/{name}"):
+                plans[name] = documents.checksum(self.folder.read(f"{PLANS}/{name}"))
         body = {"units": units, "plans": plans, "items": store.items_name}
-        keep_durably(store.path / SEALED, documents.encode(body))
+        self.folder.keep(SEALED, documents.encode(body))
         for name, content in expected_documents(store, store.kinds, complete=True).items():
-            keep_durably(store.path / name, content)
+            self.folder.keep(name, content)
         self.reload()
         return True
-
-
-_KEEP_EMPTY = {"write_empty_chunks": True}
-"""An all-black slice is data: it gets its file like every other."""
 
 
 def expected_documents(
@@ -384,8 +348,9 @@ def expected_documents(
             files[f"{NATIVE}/{kind}/zarr.json"] = group_document({})
             continue
         layout = array_layout(kind, header.recipe, header.grid)
-        files[f"{FEATURES}/{kind}/zarr.json"] = array_document(layout, rows)
-        if is_vector_kind(kind):
+        if store.holds(kind):
+            files[f"{FEATURES}/{kind}/zarr.json"] = array_document(layout, rows)
+        if is_vector_kind(kind) and store.holds(f"{ITEM_PREFIX}{kind}"):
             of_items = array_layout(f"{ITEM_PREFIX}{kind}", header.recipe, header.grid)
             files[f"{FEATURES}/{of_items.kind}/zarr.json"] = array_document(of_items, items)
     return files

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dinocache import documents
 from dinocache.errors import StoreDamagedError, StoreIncompleteError
-from dinocache.layout import COORD, THUMB_SIZE, thumb_name
+from dinocache.layout import THUMB_SIZE
 from dinocache.store import FeatureStore
 
 __all__ = [
@@ -201,24 +200,12 @@ def read_thumbnail(store: FeatureStore, item_id: str) -> Thumbnail:
         StoreIncompleteError: If the store has none of this item.
         StoreDamagedError: If the file is not as it was committed, or no picture of ours.
     """
-    for segment in reversed(store.segments):
-        if item_id not in segment.item_ids:
-            continue
-        position = segment.item_ids.index(item_id)
-        name = thumb_name(segment.item_start + position)
-        record = store.record(segment.units_of(position)[0].name, COORD)
-        if record is not None and name in record.objects:
-            path = store.path / name
-            content = path.read_bytes() if path.is_file() else b""
-            if documents.checksum(content) != record.objects[name].crc32c:
-                raise StoreDamagedError(
-                    f"{name} is missing or damaged; run `dinocache verify` to see what else is, "
-                    "and copy it again from where the store came from"
-                )
-            return _decode(content, name)
-    raise StoreIncompleteError(
-        f"{store.path} has no small picture of item {item_id!r}; only slides have one"
-    )
+    content = store.thumbnail(item_id)
+    if content is None:
+        raise StoreIncompleteError(
+            f"{store.folder} has no small picture of item {item_id!r}; only slides have one"
+        )
+    return _decode(content, f"the small picture of {item_id!r}")
 
 
 def _decode(content: bytes, name: str) -> Thumbnail:

@@ -50,7 +50,9 @@ Target = Annotated[
         "multilabel, each of 0 and 1."
     ),
 ]
-Root = Annotated[Path, typer.Option("--store", help="Of a task: root of the stores.")]
+Root = Annotated[
+    str, typer.Option("--store", help="Of a task: root of the stores, a folder or a URL.")
+]
 Variant = Annotated[str, typer.Option(help="Of a task: of the store.")]
 Features = Annotated[
     str | None,
@@ -102,6 +104,12 @@ By = Annotated[
     ),
 ]
 Replicates = Annotated[int, typer.Option(min=1, help="Bootstrap replicates behind the intervals.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Take what somebody declared of imported features for what they are."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -116,7 +124,7 @@ def fit(
         ),
     ],
     target: Target = None,
-    store: Root = Path("features"),
+    store: Root = "features",
     model: Annotated[str, typer.Option(help="Of a task: the encoder.")] = "dinov3-s",
     resolution: Annotated[
         str | None, typer.Option(help="Of a task: 512, or 512x640. Default: the only store's.")
@@ -175,6 +183,7 @@ def fit(
             help="Test on these items, of the same recipe, instead.",
         ),
     ] = None,
+    trust: Trust = False,
     seeds: Seeds = None,
     metrics: Metrics = None,
     by: By = None,
@@ -212,7 +221,7 @@ def fit(
     from probes.request import SEARCHES, FitRequest
     from probes.tasks import store_of, task_request
 
-    is_task = target is None and not Path(what).is_dir()
+    is_task = target is None and not _is_place(what)
     if is_task and (positive or split or folds):
         raise RequestError("a task says itself what --positive, --split and --folds would")
     if target is None and not is_task:
@@ -244,19 +253,19 @@ def fit(
             what,
             store_of(store, manifest.name, **place),
             train_store=store_of(store, trains, **place) if trains else None,
-            test_on=_test_on(test_on, (), None, store, place),
+            test_on=_test_on(test_on, (), None, store, place, trust=trust),
             **asked,
         )
     else:
         columns = _parts(target or "")
         request = FitRequest(
-            store=Path(what),
+            store=what,
             targets=columns,
             positive=positive,
             split=split,
             folds=folds,
             drop_missing=drop_missing,
-            test_on=_test_on(test_on, columns, positive, store, place),
+            test_on=_test_on(test_on, columns, positive, store, place, trust=trust),
             **{k: v for k, v in asked.items() if v is not None},
         )
     fitted = run_fit(request)
@@ -280,7 +289,7 @@ def sweep(
         ),
     ],
     target: Target = None,
-    store: Root = Path("features"),
+    store: Root = "features",
     model: Annotated[
         str | None, typer.Option(help="Encoders with commas. Default: all that have stores.")
     ] = None,
@@ -378,13 +387,14 @@ def sweep(
 def predict(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     store: Annotated[
-        Path, typer.Argument(help="The folder of a store of the same recipe as the run's.")
+        str, typer.Argument(help="A store of the same recipe as the run's: its folder, or a URL.")
     ],
     out: Annotated[
         Path | None,
         typer.Option(help="Write the scores there: .csv or .parquet. Default: print the first."),
     ] = None,
     replicates: Replicates = 1000,
+    trust: Trust = False,
     json: AsJson = False,
 ) -> None:
     """Ask the heads of a run about the items of another store.
@@ -402,7 +412,7 @@ def predict(
 
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise RequestError(f"--out {out}: end it in .csv or .parquet")
-    answer = FittedRun.read(run_folder).predict(store, replicates=replicates)
+    answer = FittedRun.read(run_folder).predict(store, replicates=replicates, trust=trust)
     if out is not None:
         write_table(answer.table, out)
     if json:
@@ -461,12 +471,13 @@ def compare(
 def attention(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Of an abmil head.")],
     store: Annotated[
-        Path, typer.Argument(help="The folder of a store of the same recipe as the run's.")
+        str, typer.Argument(help="A store of the same recipe as the run's: its folder, or a URL.")
     ],
     items: Annotated[
         list[str] | None, typer.Argument(metavar="[ITEM]...", help="Default: all of the store.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder that is written to.")] = Path("attention"),
+    trust: Trust = False,
 ) -> None:
     """Write how an abmil head weighs the tiles, slices or frames of items.
 
@@ -478,7 +489,7 @@ def attention(
     """
     from probes.fitted import write_attention
 
-    for path in write_attention(run_folder, store, items or None, out):
+    for path in write_attention(run_folder, store, items or None, out, trust=trust):
         print(path)
 
 
@@ -630,23 +641,35 @@ def _numbers(option: str, text: str, kind: type) -> tuple[float, ...]:
         raise RequestError(f"{option} {text!r}: numbers with commas") from exc
 
 
+def _is_place(what: str) -> bool:
+    """Tell a store from the name of a task."""
+    from dinocache.places import is_url
+
+    return is_url(what) or Path(what).is_dir()
+
+
 def _test_on(
     what: str | None,
     targets: tuple[str, ...],
     positive: str | None,
-    root: Path,
+    root: str,
     place: "dict[str, Any]",
+    *,
+    trust: bool,
 ) -> "TestOn | None":
     """Find the items that are tested in place of the training store's."""
+    from dataclasses import replace
+
     from dinocache.manifest import find_task
     from probes.request import TestOn
     from probes.tasks import store_of, test_target
 
     if what is None:
         return None
-    if Path(what).is_dir():
-        return TestOn(store=Path(what), targets=targets, positive=positive)
-    return test_target(what, store_of(root, find_task(what)[0].name, **place))
+    if _is_place(what):
+        return TestOn(store=what, targets=targets, positive=positive, trust=trust)
+    found = test_target(what, store_of(root, find_task(what)[0].name, **place))
+    return replace(found, trust=trust)
 
 
 def _run_sweep(planned: "Sequence[Planned]", out: Path, jobs: int | None, *, as_json: bool) -> None:

@@ -1,13 +1,13 @@
 """Who takes part: items with their features and targets, and who is left out and why."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from dinocache.errors import ProbeError
+from dinocache.places import Where
 from probes.features import (
     Bags,
     ItemFeatures,
@@ -93,7 +93,7 @@ def load_test_cohort(request: FitRequest, test_on: TestOn, trained: Cohort) -> C
         StoreError: If the store is missing, incomplete or damaged.
         ProbeError: If it is of another recipe, other classes, or holds groups that train.
     """
-    check_same_recipe(trained.store, test_on.store)
+    check_same_recipe(trained.store, test_on.store, trust=test_on.trust)
     loaded = _load(request, test_on.store, test_on.targets)
     side = test_on.split
     if side is not None:
@@ -178,7 +178,7 @@ def split_column(request: FitRequest, items: pd.DataFrame) -> str | None:
     return "split" if "split" in items and items["split"].notna().any() else None
 
 
-def _load(request: FitRequest, store: Path, targets: tuple[str, ...]) -> ItemFeatures:
+def _load(request: FitRequest, store: Where, targets: tuple[str, ...]) -> ItemFeatures:
     if request.of == "row":
         return load_row_features(store, request.features, targets)
     return load_item_features(store, request.features, request.pool or "mean")

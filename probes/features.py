@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +10,8 @@ import pandas as pd
 
 from dinocache.errors import ProbeError, StoreIncompleteError
 from dinocache.layout import VECTOR_KINDS, is_vector_kind
-from dinocache.recipe import Recipe, resolution_name
+from dinocache.places import Where, folder_of
+from dinocache.recipe import Recipe, resolution_name, same_features
 from dinocache.store import FeatureStore
 from probes.runs import StoreOrigin
 
@@ -61,9 +61,9 @@ class Bags(Sequence[npt.NDArray[np.float16]]):
         self.item_ids = np.asarray(item_ids, dtype=np.str_)
 
     @classmethod
-    def of(cls, path: Path, kinds: Sequence[str], item_ids: Sequence[str]) -> "Bags":
+    def of(cls, where: Where, kinds: Sequence[str], item_ids: Sequence[str]) -> "Bags":
         """Open a store for its rows; see the class."""
-        return cls(FeatureStore(path), kinds, item_ids)
+        return cls(_opened(where), kinds, item_ids)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -99,12 +99,12 @@ class ItemFeatures:
 
 
 def load_item_features(
-    path: Path, kinds: Sequence[str] | None, pool: Pool = "mean"
+    where: Where, kinds: Sequence[str] | None, pool: Pool = "mean"
 ) -> ItemFeatures:
     """Read what a head takes of each item from a store.
 
     Args:
-        path: The store's folder.
+        where: The store: a path or a URL.
         kinds: Of `VECTORS` or of a channel, as `cls.pet`, concatenated in this order; None takes
             the one that the encoder's publisher uses, or the next that the store has, of all
             channels.
@@ -118,7 +118,7 @@ def load_item_features(
     Raises:
         StoreError: If the store is missing, incomplete or damaged.
     """
-    store = FeatureStore(path)
+    store = _opened(where)
     kinds = kinds or _usual_kinds(store)
     read = [store.item_vectors(kind) for kind in kinds]
     common = set[str].intersection(*(set(ids) for ids, _ in read))
@@ -149,12 +149,12 @@ def _pooled(bags: Bags, pool: Literal["max", "mean+std"]) -> npt.NDArray[np.floa
 
 
 def load_row_features(
-    path: Path, kinds: Sequence[str] | None, targets: Sequence[str]
+    where: Where, kinds: Sequence[str] | None, targets: Sequence[str]
 ) -> ItemFeatures:
     """Read one vector a row from a store, with the row's own targets.
 
     Args:
-        path: The store's folder.
+        where: The store: a path or a URL.
         kinds: As for `load_item_features`.
         targets: Columns that hold a list, one value a row of the item. Where list and rows differ
             in length, what is over of the longer is left out.
@@ -166,7 +166,7 @@ def load_row_features(
         StoreError: If the store is missing, incomplete or damaged.
         ProbeError: If a target is not there, or holds no list.
     """
-    store = FeatureStore(path)
+    store = _opened(where)
     kinds = kinds or _usual_kinds(store)
     failed = {f.item_id: f.failure.reason for f in store.failures()}
     items = store.items[~store.items["item_id"].isin(list(failed))]
@@ -195,16 +195,16 @@ def load_row_features(
     )
 
 
-def item_columns(path: Path) -> tuple[str, ...]:
+def item_columns(where: Where) -> tuple[str, ...]:
     """Name the columns of a store's item table."""
-    return tuple(FeatureStore(path).items.columns)
+    return tuple(_opened(where).items.columns)
 
 
-def row_coords(path: Path, item_id: str) -> pd.DataFrame:
+def row_coords(where: Where, item_id: str) -> pd.DataFrame:
     """Say where the rows of an item stand.
 
     Args:
-        path: The store's folder.
+        where: The store: a path or a URL.
         item_id: Which item.
 
     Returns:
@@ -214,18 +214,18 @@ def row_coords(path: Path, item_id: str) -> pd.DataFrame:
     Raises:
         StoreError: If the store is missing or damaged, or has no such item.
     """
-    store = FeatureStore(path)
+    store = _opened(where)
     if not store.header.recipe.reader.columns:
         return pd.DataFrame(index=[0])
     coords, columns = store.coords(item_id)
     return pd.DataFrame(coords, columns=[f"{name} ({unit})" for name, unit in columns])
 
 
-def kinds_of(path: Path, kinds: Sequence[str] | None) -> tuple[str, ...]:
+def kinds_of(where: Where, kinds: Sequence[str] | None) -> tuple[str, ...]:
     """Say which kinds are read from a store where none, or these, are asked for.
 
     Args:
-        path: The store's folder.
+        where: The store: a path or a URL.
         kinds: What is asked, or None.
 
     Returns:
@@ -234,7 +234,7 @@ def kinds_of(path: Path, kinds: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         StoreError: If the store cannot be read.
     """
-    return tuple(kinds or _usual_kinds(FeatureStore(path)))
+    return tuple(kinds or _usual_kinds(_opened(where)))
 
 
 def _usual_kinds(store: FeatureStore) -> list[str]:
@@ -245,11 +245,11 @@ def _usual_kinds(store: FeatureStore) -> list[str]:
     return next((n for n in named if set(n) <= set(store.kinds)), ["cls"])
 
 
-def first_dense_item(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def first_dense_item(where: Where) -> tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Read the first item of a store that has both its patch features and its image.
 
     Args:
-        path: The store's folder.
+        where: The store: a path or a URL.
 
     Returns:
         (item id, (grid_height, grid_width, dim) float32, (Y, X) or (Y, X, 3) float32 in [0, 1]),
@@ -258,16 +258,16 @@ def first_dense_item(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDAr
     Raises:
         StoreError: If the store is missing or damaged, or no item has both.
     """
-    store = FeatureStore(path)
+    store = _opened(where)
     if lacking := [kind for kind in ("dense", "image") if kind not in store.kinds]:
         raise StoreIncompleteError(
-            f"a picture needs dense and image; {path} has no {lacking[0]!r}. Add it with "
+            f"a picture needs dense and image; {where} has no {lacking[0]!r}. Add it with "
             f"`dinocache extract ... --features {lacking[0]}`, or choose another store."
         )
     absent = {f.item_id for f in store.failures()}
     item_id = next((str(i) for i in store.items["item_id"] if i not in absent), None)
     if item_id is None:
-        raise StoreIncompleteError(f"{path} has no item to draw: each of them failed")
+        raise StoreIncompleteError(f"{where} has no item to draw: each of them failed")
     maps = store.rows("dense", item_id)
     image, attributes = store.native("image", item_id)
     middle = len(maps) // 2
@@ -277,16 +277,16 @@ def first_dense_item(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDAr
     return item_id, maps[middle].astype(np.float32), shown
 
 
-def store_facts(path: Path) -> StoreOrigin:
+def store_facts(where: Where) -> StoreOrigin:
     """Say what a store is, for tables and captions."""
-    return _facts(FeatureStore(path))
+    return _facts(_opened(where))
 
 
-def store_state(path: Path) -> dict[str, Any]:
+def store_state(where: Where) -> dict[str, Any]:
     """Sum up what decides the features and targets that a store gives, wherever it lies.
 
     Args:
-        path: The store's folder.
+        where: The store: a path or a URL.
 
     Returns:
         JSON: recipe digest, item table, plan segments and failed items.
@@ -294,7 +294,7 @@ def store_state(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: If it cannot be read.
     """
-    store = FeatureStore(path)
+    store = _opened(where)
     return {
         "recipe": store.header.digest,
         "dataset": store.header.dataset,
@@ -304,27 +304,45 @@ def store_state(path: Path) -> dict[str, Any]:
     }
 
 
-def check_same_recipe(ours: StoreOrigin, path: Path) -> None:
+def check_same_recipe(ours: StoreOrigin, where: Where, *, trust: bool = False) -> None:
     """Refuse features that a head was not fitted on.
 
     Args:
         ours: The store that it was fitted on.
-        path: The folder of the store that it is to be asked about.
+        where: The store that it is to be asked about.
+        trust: Whether what somebody declared of imported features counts.
 
     Raises:
-        StoreError: If that store cannot be read.
+        StoreError: If that store cannot be read; `RecipeMismatchError` if it, or the head's, was
+            imported, and that is not trusted or does not fit.
         ProbeError: If its recipe differs, and in what.
     """
-    there = FeatureStore(path).header.recipe
+    there, here = _opened(where).header.recipe, Recipe.from_body(ours.recipe, "the run's recipe")
+    if there.encoder.weights.is_declared or here.encoder.weights.is_declared:
+        same_features(here, there, trust=trust)
+        return
     if there.digest == ours.digest:
         return
-    different = Recipe.from_body(ours.recipe, "the run's recipe").differences(there)
+    different = here.differences(there)
     field, (was, came) = next(iter(different.items()))
     more = f", and {len(different) - 1} more field(s) differ" if len(different) > 1 else ""
     raise ProbeError(
-        f"{path} is of another recipe than the head was fitted on: {field} is {came!r} there and "
+        f"{where} is of another recipe than the head was fitted on: {field} is {came!r} there and "
         f"was {was!r}{more}. Extract that dataset with the same settings, or fit a head on it"
     )
+
+
+_REMOTE: dict[str, FeatureStore] = {}
+"""What lies below a URL is opened once a process."""
+
+
+def _opened(where: Where) -> FeatureStore:
+    folder = folder_of(where)
+    if folder.path is not None:
+        return FeatureStore(folder)
+    if str(folder) not in _REMOTE:
+        _REMOTE[str(folder)] = FeatureStore(folder)
+    return _REMOTE[str(folder)]
 
 
 def _facts(store: FeatureStore) -> StoreOrigin:

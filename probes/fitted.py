@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinocache.errors import ProbeError, RequestError
+from dinocache.places import Where
 from dinocache.store import FeatureStore
 from probes.attention import attention_picture, read_thumbnail, tile_side
 from probes.cohort import Cohort, load_labelled
@@ -81,12 +82,13 @@ class FittedRun:
             raise ProbeError(f"{folder}: the heads cannot be read ({exc}); fit again") from exc
         return cls(folder=folder, result=result, heads=heads)
 
-    def predict(self, store: Path, *, replicates: int = 1000) -> Answer:
+    def predict(self, store: Where, *, replicates: int = 1000, trust: bool = False) -> Answer:
         """Ask every head about every item of a store of the same recipe.
 
         Args:
-            store: Its folder.
+            store: A path or a URL.
             replicates: Of the bootstrap, where the items have the targets.
+            trust: Whether what somebody declared of imported features counts.
 
         Returns:
             Scores; and figures, unless the store is of the dataset that the heads were fitted on.
@@ -95,7 +97,7 @@ class FittedRun:
             StoreError: If the store is missing, incomplete or damaged.
             ProbeError: If it is of another recipe, or its features are not finite.
         """
-        check_same_recipe(self.result.store, store)
+        check_same_recipe(self.result.store, store, trust=trust)
         request = self._request(store, replicates)
         loaded, labelled = load_labelled(request, self.result.task.classes)
         try:
@@ -116,12 +118,13 @@ class FittedRun:
             )
         return Answer(table=pd.DataFrame(table), metrics=metrics, left_out=loaded.failed)
 
-    def attention(self, store: Path, item_id: str) -> pd.DataFrame:
+    def attention(self, store: Where, item_id: str, *, trust: bool = False) -> pd.DataFrame:
         """Weigh the rows of one item as the heads do.
 
         Args:
-            store: Its folder; of the recipe that the heads were fitted on.
+            store: A path or a URL; of the recipe that the heads were fitted on.
             item_id: Which item.
+            trust: As for `predict`.
 
         Returns:
             One row a row of the item: its coordinates, as the store names them, and `weight`, the
@@ -132,7 +135,7 @@ class FittedRun:
             StoreError: If the store has no such item.
             ProbeError: If it is of another recipe.
         """
-        check_same_recipe(self.result.store, store)
+        check_same_recipe(self.result.store, store, trust=trust)
         weighing = [head for head in self.heads.values() if isinstance(head, AbmilHead)]
         if not weighing:
             raise RequestError(
@@ -145,7 +148,7 @@ class FittedRun:
             raise ProbeError(f"item {item_id!r}: {exc}") from exc
         return row_coords(store, item_id).assign(weight=weights)
 
-    def _request(self, store: Path, replicates: int) -> FitRequest:
+    def _request(self, store: Where, replicates: int) -> FitRequest:
         task, rules = self.result.task, needed_thresholds
         return FitRequest(
             store=store,
@@ -181,7 +184,7 @@ def _restore(result: Result, key: Key, arrays: dict[str, npt.NDArray[Any]]) -> H
 
 
 def write_attention(
-    folder: Path, store: Path, items: Sequence[str] | None, out: Path
+    folder: Path, store: Where, items: Sequence[str] | None, out: Path, *, trust: bool = False
 ) -> Iterator[Path]:
     """Write how the heads of a run weigh the rows of items, and draw it for slides.
 
@@ -190,6 +193,7 @@ def write_attention(
         store: Of the items; of the recipe that the heads were fitted on.
         items: Ids; None for all.
         out: Folder for <item>.parquet, and <item>.png of slides.
+        trust: As for `FittedRun.predict`.
 
     Yields:
         Each file, once it is written.
@@ -204,7 +208,7 @@ def write_attention(
     wanted = items or [i for i in opened.items["item_id"].astype(str) if i not in failed]
     options = run.result.store.recipe["reader"]["options"]
     for item_id in wanted:
-        table = run.attention(store, item_id)
+        table = run.attention(store, item_id, trust=trust)
         path = out / f"{safe_name(item_id)}.parquet"
         write_table(table, path)
         yield path

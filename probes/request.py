@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from dinocache.errors import RequestError
+from dinocache.places import Where
 from probes.features import VECTORS, Pool, is_vector
 from probes.heads import HEADS, Setting, make_head
 from probes.metrics.names import parse_metric
@@ -31,18 +31,20 @@ class TestOn:
     """Items of another store that heads are tested on.
 
     Attributes:
-        store: Its folder.
+        store: A path or a URL.
         targets: Its columns, in the order of the training store's.
         positive: As there.
         split: Column whose side `test` is tested; None tests all items.
+        trust: Whether what somebody declared of imported features counts.
     """
 
     __test__ = False  # pytest: this is no test
 
-    store: Path
+    store: Where
     targets: tuple[str, ...]
     positive: str | None = None
     split: str | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class FitRequest:
     """What a person asks of `probe fit`.
 
     Attributes:
-        store: Its folder.
+        store: A path or a URL.
         targets: Columns.
         task: DATASET/TASK that this is, if it is one.
         of: Whether items have targets, or each of their rows, whose columns then hold lists.
@@ -76,7 +78,7 @@ class FitRequest:
         replicates: Of the bootstrap.
     """
 
-    store: Path
+    store: Where
     targets: tuple[str, ...]
     task: str | None = None
     of: Literal["item", "row"] = "item"

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dinocache.errors import DinocacheError, RequestError, StoreNotFoundError
+from dinocache.folders import Folder
+from dinocache.layout import HEADER
 from dinocache.manifest import find_task
+from dinocache.places import Where, folder_of
 from probes.fit import fit, inputs_of
 from probes.heads import HEADS
 from probes.places import run_folder
@@ -44,7 +47,7 @@ class SweepRequest:
     """
 
     tasks: tuple[str, ...]
-    root: Path
+    root: Where
     out: Path
     targets: tuple[str, ...] | None = None
     models: tuple[str, ...] | None = None
@@ -179,7 +182,7 @@ def _is_there(folder: Path, request: FitRequest) -> bool:
         return False  # of another version: it is fitted again
 
 
-def _stores(request: SweepRequest, name: str) -> Iterator[tuple[Path, Path | None]]:
+def _stores(request: SweepRequest, name: str) -> Iterator[tuple[Folder, Folder | None]]:
     """Yield each store of a task, with the one that its heads are fitted on if that is another."""
     if request.targets is not None:
         dataset, train_on = name, None
@@ -199,15 +202,15 @@ def _stores(request: SweepRequest, name: str) -> Iterator[tuple[Path, Path | Non
         )
     for store in stores:
         if train_on is None:
-            yield store, None
+            yield store.folder, None
             continue
         other = find_task(train_on)[0].name
-        trains = request.root / other / store.parent.name / store.name
-        if not trains.is_dir():
+        trains = folder_of(request.root).within(f"{other}/{store.model}/{store.resolution}")
+        if not trains.exists(HEADER):
             raise StoreNotFoundError(
                 f"{name} tests heads that are fitted on {train_on}; there is no store {trains}"
             )
-        yield store, trains
+        yield store.folder, trains
 
 
 def _combinations(request: SweepRequest) -> Iterator[dict[str, Any]]:
@@ -225,8 +228,8 @@ def _combinations(request: SweepRequest) -> Iterator[dict[str, Any]]:
 def _request(
     request: SweepRequest,
     name: str,
-    store: Path,
-    train_store: Path | None,
+    store: Folder,
+    train_store: Folder | None,
     asked: Mapping[str, Any],
 ) -> FitRequest:
     given = {k: v for k, v in {**request.fixed, **asked}.items() if v is not None}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dinocache.errors import RequestError, StoreNotFoundError
-from dinocache.layout import HEADER
+from dinocache.folders import Folder
 from dinocache.manifest import (
     Folds,
     Manifest,
@@ -16,7 +16,9 @@ from dinocache.manifest import (
     shipped_manifests,
     split_column,
 )
+from dinocache.places import Where
 from dinocache.recipe import model_folder
+from dinocache.roots import Place, find_stores
 from dinocache.store import FeatureStore
 from probes.heads import HEADS
 from probes.request import FitRequest, TestOn
@@ -53,11 +55,13 @@ def list_tasks(dataset: str | None) -> list[dict[str, Any]]:
     ]
 
 
-def store_of(root: Path, dataset: str, *, model: str, resolution: str | None, variant: str) -> Path:
+def store_of(
+    root: Where, dataset: str, *, model: str, resolution: str | None, variant: str
+) -> Folder:
     """Find the store of a dataset.
 
     Args:
-        root: Of stores.
+        root: Of stores: a path or a URL.
         dataset: Its name.
         model: The encoder's.
         resolution: `256` or `512x640`; None takes the only one there is.
@@ -70,12 +74,11 @@ def store_of(root: Path, dataset: str, *, model: str, resolution: str | None, va
         StoreNotFoundError: If there is none, and which there are.
         RequestError: If there are several, and none was named.
     """
-    fitting = stores_of(root, dataset, models=[model], variant=variant)
-    if resolution is not None:
-        fitting = [path for path in fitting if _resolution(path) == resolution]
+    sides = None if resolution is None else [resolution]
+    fitting = stores_of(root, dataset, models=[model], resolutions=sides, variant=variant)
     if len(fitting) == 1:
-        return fitting[0]
-    listed = ", ".join(f"{p.parent.name} at {p.name}" for p in _stores(root, dataset))
+        return fitting[0].folder
+    listed = ", ".join(f"{p.model} at {p.resolution}" for p in find_stores(root, dataset))
     if fitting:
         raise RequestError(f"--resolution: there are several stores of {dataset}: {listed}")
     raise StoreNotFoundError(
@@ -86,49 +89,40 @@ def store_of(root: Path, dataset: str, *, model: str, resolution: str | None, va
 
 
 def stores_of(
-    root: Path,
+    root: Where,
     dataset: str,
     *,
     models: Sequence[str] | None = None,
     resolutions: Sequence[str] | None = None,
     variant: str = "",
-) -> list[Path]:
+) -> list[Place]:
     """Find the stores of a dataset.
 
     Args:
-        root: Of stores.
+        root: Of stores: a path or a URL.
         dataset: Its name.
         models: Of these encoders; None for all.
         resolutions: At these; None for all.
         variant: Of this variant.
 
     Returns:
-        Their folders, in order of names, resolutions by size.
+        Where they lie, in order of names, resolutions by size.
     """
     folders = None if models is None else [model_folder(model) for model in models]
-    found = [
-        path
-        for path in _stores(root, dataset)
-        if (folders is None or path.parent.name in folders)
-        and (resolutions is None or _resolution(path) in resolutions)
-        and path.name.partition("-")[2] == variant
+    return [
+        place
+        for place in find_stores(root, dataset)
+        if (folders is None or place.model in folders)
+        and (resolutions is None or place.size in resolutions)
+        and place.variant == variant
     ]
-    return sorted(found, key=lambda p: (p.parent.name, [int(n) for n in _resolution(p).split("x")]))
-
-
-def _stores(root: Path, dataset: str) -> list[Path]:
-    return sorted(header.parent for header in (root / dataset).glob(f"*/*/{HEADER}"))
-
-
-def _resolution(path: Path) -> str:
-    return path.name.partition("-")[0]
 
 
 def task_request(
     named: str,
-    store: Path,
+    store: Where,
     *,
-    train_store: Path | None = None,
+    train_store: Where | None = None,
     **asked: Any,  # noqa: ANN401 - whatever FitRequest takes
 ) -> FitRequest:
     """Put together what a task asks for; what a person says goes first.
@@ -183,7 +177,7 @@ def task_request(
     return FitRequest(store=store, **whole)
 
 
-def test_target(named: str, store: Path) -> TestOn:
+def test_target(named: str, store: Where) -> TestOn:
     """Say what of a task is tested by heads that are fitted on other items.
 
     Args:
@@ -216,7 +210,7 @@ def _check_can(named: str, task: Task, head: str) -> None:
         raise RequestError(f"{named} wants the head {head!r}; there are {', '.join(HEADS)} so far")
 
 
-def _check_columns(store: Path, manifest: Manifest, named: str, wanted: Sequence[str]) -> None:
+def _check_columns(store: Where, manifest: Manifest, named: str, wanted: Sequence[str]) -> None:
     columns = FeatureStore(store).items.columns
     if lacking := [column for column in wanted if column not in columns]:
         raise RequestError(

@@ -1,10 +1,14 @@
 """Tables and stores that tests share; all made here, none downloaded."""
 
 import os
+import urllib.request
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from making import make_table, tiny_request
+from serving import SECRET, Proxy, proxy, s3_server
 
 from dinocache.extract import extract
 from dinocache.store import FeatureStore
@@ -43,3 +47,25 @@ def tiny_store(tiny_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Fe
     outcome = extract(tiny_request(tiny_table, root, features=("cls", "mean", "dense", "image")))
     assert outcome.complete
     return FeatureStore(outcome.path)
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[Proxy]:
+    """An S3 server behind a proxy."""
+    with s3_server() as url, proxy(url) as seen:
+        yield seen
+
+
+@pytest.fixture
+def bucket(_s3_server: Proxy, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Proxy]:
+    """A bucket of an S3 server, empty, and the proxy that counts what is asked of it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _s3_server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "name")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    _s3_server.behave()
+    name = f"b{uuid.uuid4().hex[:12]}"
+    request = urllib.request.Request(f"{_s3_server.url}/{name}", method="PUT")
+    urllib.request.urlopen(request).close()
+    _s3_server.behave()
+    return f"s3://{name}", _s3_server

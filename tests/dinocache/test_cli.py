@@ -235,10 +235,10 @@ def test_tab_completes(
 def test_a_disk_that_does_not_answer_is_one_line(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("dinocache.folders.check_size", refuse)
     assert main(["info", str(tiny_store.path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (

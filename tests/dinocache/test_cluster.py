@@ -471,7 +471,7 @@ def test_workers_in_another_folder_find_the_same_files(
     request = tiny_request(Path("images.csv"), Path("f"), data=Path(), weights="hub, mine.pth")
     there = worker.request_of(cluster._plain(request))
     assert there.dataset == str(tmp_path / "images.csv")
-    assert (there.data, there.root) == (tmp_path, tmp_path / "f")
+    assert (there.data, there.root) == (tmp_path, str(tmp_path / "f"))
     assert there.weights == f"hub,{tmp_path}/mine.pth"
     for weights, expected in (
         ("a,b.pth", f"{tmp_path}/a,b.pth"),
@@ -491,4 +491,4 @@ def test_items_are_tried_by_the_workers_themselves(monkeypatch: pytest.MonkeyPat
     assert worker.find_killers(cluster._plain(request), ["a", "b"]) == {"b": "x"}
     ((given, ids),) = asked
     assert ids == ["a", "b"]
-    assert given.root == Path("f").absolute()
+    assert given.root == str(Path("f").absolute())

@@ -108,7 +108,7 @@ def test_the_default_size_is_one_that_the_encoder_takes(
     forecast = dry_run(
         ExtractRequest(dataset=str(make_table(tmp_path, 3)), root=tmp_path / "f", model=model)
     )
-    assert forecast.path == tmp_path / "f/images" / model / folder
+    assert forecast.store == str(tmp_path / "f/images" / model / folder)
 
 
 def test_only_what_is_missing_counts(tmp_path: Path) -> None:

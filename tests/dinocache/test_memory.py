@@ -10,7 +10,8 @@ import pytest
 
 from dinocache import memory as module
 from dinocache.durable import replace_durably
-from dinocache.memory import Memory, cache_folder
+from dinocache.memory import Memory
+from dinocache.places import cache_folder
 
 
 @pytest.fixture(autouse=True)

@@ -161,7 +161,7 @@ def test_a_damaged_record_is_an_error(copy: Path) -> None:
 def test_a_record_cannot_point_outside(copy: Path) -> None:
     (copy / SEALED).unlink()
     path = copy / UNITS / "0001-00000.cls.json"
-    body = documents.read(path, "record")
+    body = documents.decode(path.read_bytes(), "record")
     body["objects"] = {"../../elsewhere": {"bytes": 3, "crc32c": "00000000"}}
     path.write_bytes(documents.encode(body))
     with pytest.raises(StoreDamagedError, match="which is outside the store"):
@@ -171,7 +171,7 @@ def test_a_record_cannot_point_outside(copy: Path) -> None:
 def test_a_record_of_another_store_is_refused(copy: Path) -> None:
     (copy / SEALED).unlink()
     path = copy / UNITS / "0001-00000.cls.json"
-    body = documents.read(path, "record") | {"recipe": "0" * 32}
+    body = documents.decode(path.read_bytes(), "record") | {"recipe": "0" * 32}
     path.write_bytes(documents.encode(body))
     with pytest.raises(StoreDamagedError, match="belongs to another unit or store"):
         FeatureStore(copy).rows("cls", "0003")
@@ -186,7 +186,7 @@ def test_a_record_of_another_store_is_refused(copy: Path) -> None:
     ],
 )
 def test_another_format_says_so(copy: Path, version: object, way_out: str) -> None:
-    body = documents.read(copy / "store.json", "store.json")
+    body = documents.decode((copy / "store.json").read_bytes(), "store.json")
     assert body["format"] == 3
     (copy / "store.json").write_bytes(documents.encode(body | {"format": version}))
     with pytest.raises(

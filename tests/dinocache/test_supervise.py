@@ -41,7 +41,7 @@ def die(number=signal.SIGKILL):
     os.kill(os.getpid(), number)
 
 def outcome(rows=0, units=0):
-    say("outcome", {{"path": "x/y", "complete": True, "rows": rows, "units": units,
+    say("outcome", {{"store": "x/y", "complete": True, "rows": rows, "units": units,
         "seconds": 1.5, "failures": [{{"item_id": "b", "kinds": ["cls"], "failure":
         {{"reason": "r", "reader": "image", "path": "b.png"}}}}], "weights": "random:0",
         "random_weights": True, "units_left": 0, "busy": {{"read": 0.25}}}})

@@ -10,6 +10,7 @@ from cohorts import killed_at_once
 from making import make_table, tiny_request
 
 from dinocache.extract import extract, relabel
+from dinocache.folders import LocalFolder
 from dinocache.store import FeatureStore
 from probes.cli import main
 from probes.fit import fit, inputs_of
@@ -50,7 +51,7 @@ def test_every_combination_is_a_run(root: Path, tmp_path: Path) -> None:
     assert names[0] == "images/third/tiny-32x48-cls-knn-k=3-folds=3-fraction=0.5"
     assert names[-1] == "images/third/tiny-48-cls-linear-epochs=3-folds=3"
     small = plan_sweep(asked(root, tmp_path, resolutions=("48",), heads=("linear",), settings={}))
-    assert [one.request.store for one in small] == [root / "images/tiny/48"]
+    assert [one.request.store for one in small] == [LocalFolder(root / "images/tiny/48")]
 
 
 def test_what_is_there_is_left(root: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_folder_needs_a_target(root: Path, capsys: Capture) -> None:
 
 def test_where_a_store_is_found(root: Path) -> None:
     asked = {"model": "tiny", "variant": ""}
-    assert store_of(root, "nih14", resolution="48", **asked) == root / "nih14/tiny/48"
+    assert store_of(root, "nih14", resolution="48", **asked).path == root / "nih14/tiny/48"
     with pytest.raises(StoreNotFoundError, match=r"\(there is: tiny at 32, tiny at 48\)"):
         store_of(root, "nih14", resolution=None, model="dinov3-s", variant="")
     with pytest.raises(StoreNotFoundError, match=r"\(there is: none of it\)"):
