@@ -9,10 +9,11 @@ import pytest
 import zarr
 
 from dinocache.chunks import ChunkedArray, MappedArray, ShardedArray, ZarrArray, open_array
-from dinocache.committed import committed_files
+from dinocache.committed import CommittedFiles, committed_files
 from dinocache.errors import StoreDamagedError
 from dinocache.folders import LocalFolder
 from dinocache.layout import ArrayLayout, array_document
+from dinocache.records import StoredObject
 
 VALUES = np.random.default_rng(5).normal(size=(23, 6)).astype(np.float16)
 
@@ -28,8 +29,21 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def opened(folder: Path) -> ChunkedArray:
+def files_of(folder: Path) -> CommittedFiles:
+    """Take all chunks that are there for committed."""
     files = committed_files(LocalFolder(folder.parent))
+    chunks = [p for p in folder.rglob("*") if p.is_file() and p.name != "zarr.json"]
+    files.expect(
+        {
+            p.relative_to(folder.parent).as_posix(): StoredObject(bytes=p.stat().st_size, crc32c="")
+            for p in chunks
+        }
+    )
+    return files
+
+
+def opened(folder: Path) -> ChunkedArray:
+    files = files_of(folder)
     return open_array(files, folder.name, (folder / "zarr.json").read_bytes())
 
 
@@ -200,3 +214,21 @@ def test_an_index_that_lies(shards: Path, entry: tuple[int, int], message: str) 
     path.write_bytes(content[:-132] + packed + google_crc32c.value(packed).to_bytes(4, "little"))
     with pytest.raises(StoreDamagedError, match=message):
         opened(shards).read(0, 3)
+
+
+def test_a_chunk_that_is_gone_is_no_data(tmp_path: Path) -> None:
+    """Of arrays that zarr decodes, too, which takes an absent chunk for its fill value."""
+    path = tmp_path / "cls"
+    zarr.create_array(
+        path,
+        shape=VALUES.shape,
+        chunks=(8, 6),
+        dtype="float16",
+        compressors=[zarr.codecs.ZstdCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )[...] = VALUES
+    array = opened(path)
+    (path / "c.1.0").unlink()
+    np.testing.assert_array_equal(array.read(0, 8), VALUES[:8])
+    with pytest.raises(StoreDamagedError, match="cls rows 7-9 is damaged"):
+        array.read(7, 9)
