@@ -48,10 +48,7 @@ def opened(folder: Path) -> ChunkedArray:
 
 
 def through_zarr(folder: Path) -> ZarrArray:
-    files, content = (
-        committed_files(LocalFolder(folder.parent)),
-        (folder / "zarr.json").read_bytes(),
-    )
+    files, content = files_of(folder), (folder / "zarr.json").read_bytes()
     return ZarrArray(files, folder.name, json.loads(content), content)
 
 
