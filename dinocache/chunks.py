@@ -9,6 +9,7 @@ decoded by zarr.
 
 import functools
 import json
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from dinocache.committed import Bytes, CommittedFiles, map_file
 from dinocache.errors import StoreDamagedError
-from dinocache.zarrs import open_zarr
+from dinocache.zarrs import check_memory, no_memory, open_zarr
 
 __all__ = ["ChunkedArray", "open_array"]
 
@@ -64,9 +65,19 @@ class ChunkedArray(ABC):
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Read rows `start` up to but not including `stop`, as `read_into`."""
-        block = np.empty((max(stop - start, 0), *self.shape[1:]), self.dtype)
+        block = self.room(stop - start)
         self.read_into(block, start)
         return block
+
+    def room(self, n_rows: int) -> npt.NDArray[Any]:
+        """Take memory for rows; raises `StoreError` where there is not that much."""
+        shape = (max(n_rows, 0), *self.shape[1:])
+        n_bytes = math.prod(shape) * self.dtype.itemsize
+        check_memory(self.name, n_bytes)
+        try:
+            return np.empty(shape, self.dtype)
+        except MemoryError:
+            raise no_memory(self.name, n_bytes) from None
 
     def _file(self, index: int) -> str:
         return f"{self.name}/{'.'.join(['c', str(index), *['0'] * (len(self._chunk) - 1)])}"
@@ -208,7 +219,13 @@ class ShardedArray(ChunkedArray):
         content = self.files.part(name, size - entries - _CRC_BYTES, size, is_whole)
         if len(content) != entries + _CRC_BYTES or not is_whole(content):
             raise _damaged(name, "the checksum of its index does not match")
-        return np.frombuffer(content[:entries], "<u8").reshape(-1, 2)
+        where = np.frombuffer(content[:entries], "<u8").reshape(-1, 2)
+        present = where[where[:, 0] != _ABSENT]
+        if (present[:, 1] != self._row_bytes + _CRC_BYTES).any():
+            raise _damaged(name, f"a chunk of it has not {self._row_bytes + _CRC_BYTES} bytes")
+        if (np.diff(np.sort(present[:, 0])) < self._row_bytes + _CRC_BYTES).any():
+            raise _damaged(name, "its chunks overlap")
+        return where
 
 
 class ZarrArray(ChunkedArray):
@@ -253,7 +270,7 @@ def open_array(files: CommittedFiles, name: str, content: bytes) -> ChunkedArray
             if way.can_read(document):
                 return way(files, name, document)
         return ZarrArray(files, name, document, content)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as exc:
         raise _damaged(f"{name}/zarr.json", f"it is not an array's ({exc})") from exc
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from dinocache import documents
 from dinocache.durable import PARTIAL_SUFFIX, writing
 from dinocache.errors import StoreDamagedError
-from dinocache.folders import Folder
+from dinocache.folders import Folder, plain_path
 from dinocache.places import cache_folder
 from dinocache.records import StoredObject
 from dinocache.remote import in_parallel
@@ -93,7 +93,7 @@ class _LocalFiles(CommittedFiles):
 
     def expect(self, objects: Mapping[str, StoredObject]) -> None:
         for name, stored in objects.items():
-            path = self._root / name
+            path = self.path(name)
             _check_size(name, path.stat().st_size if path.is_file() else None, stored)
         self.expected.update(objects)
 
@@ -101,7 +101,7 @@ class _LocalFiles(CommittedFiles):
         self.expect(objects)
 
     def path(self, name: str) -> Path:
-        return self._root / name
+        return plain_path(self._root, name)
 
     def size(self, name: str) -> int:
         return self.path(name).stat().st_size

@@ -40,7 +40,7 @@ _LARGEST_LISTING = 16 << 20
 
 def without_secrets(text: str) -> str:
     """Cut out what a URL may carry to prove who asks: user and password, and its query."""
-    text = re.sub(r"(\w+://)[^/\s@]*@", r"\1", text)
+    text = re.sub(r"(\w+://)[^/\s]*@", r"\1", text)
     return re.sub(r"(\w+://[^\s?\"']*)\?[^\s\"')]*", r"\1", text)
 
 

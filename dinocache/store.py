@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from dinocache.errors import (
     StoreIncompleteError,
     StoreNotFoundError,
 )
-from dinocache.folders import Entry, Listing
+from dinocache.folders import Entry, Listing, check_size
 from dinocache.items import from_parquet, is_named_by, is_table_name
 from dinocache.layout import (
     COORD,
@@ -48,16 +49,27 @@ from dinocache.layout import (
 )
 from dinocache.places import Where, folder_of
 from dinocache.plan import Segment
-from dinocache.records import Failure, Header, Part, Record, StoredObject
+from dinocache.records import Failure, Header, Part, Record, Seal, StoredObject
 from dinocache.remote import in_parallel
-from dinocache.zarrs import open_zarr
+from dinocache.zarrs import MOST_DESCRIPTION, read_native
 
 __all__ = ["FailedItem", "FeatureStore", "Presence", "Work"]
 
 T = TypeVar("T")
 
 _RECORD = re.compile(r"(?P<unit>\d{4}-(?:\d{5}|closing))\.(?P<kind>[\w.]+)\.json")
+_MOST_PICTURE = 1 << 26
+"""Bytes of a small picture, and its px."""
 _PLAN = re.compile(r"\d{4}\.json")
+
+
+def _check_picture(name: str, content: bytes) -> None:
+    """Refuse what is no PNG, or becomes much larger than its bytes when it is decoded."""
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR":
+        raise StoreDamagedError(f"{name} is no PNG")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    if width * height > _MOST_PICTURE:
+        raise StoreDamagedError(f"{name} says {width} x {height} px; a small picture has fewer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,13 +184,14 @@ class FeatureStore:
         self._once_read: dict[str, tuple[Entry | None, Any]] = {}
         if before is not None:
             self._once_read |= before._once_read
-        header, self._seal, part, top, plans, features, native = self._look()
+        header, seal, part, top, plans, features, native = self._look()
         if header is None:
             raise StoreNotFoundError(
                 f"there is no store at {self.folder}: it has no {HEADER}. A store lies at "
                 "ROOT/<dataset>/<model>/<resolution>; `dinocache extract` makes one."
             )
         self.header = Header.from_body(header, HEADER)
+        self._seal = Seal.from_body(seal or {"units": {}, "plans": {}, "items": ""}, SEALED)
         self.part = None if part is None else Part.from_body(part, PART)
         self.segments = self._read_segments(plans)
         self.items_name, self.items = self._read_items(top)
@@ -436,7 +449,7 @@ class FeatureStore:
             raise RequestError(f"rows are read without a step, got one of {step}")
         array, touched = self._array(kind), spans.within(start, stop)
         self._fetch(kind, list(dict.fromkeys(span.unit for span, _, _ in touched)))
-        block = np.empty((max(stop - start, 0), *array.shape[1:]), array.dtype)
+        block = array.room(stop - start)
         at = 0
         for span, low, high in touched:
             array.read_into(block[at : at + high - low], span.row + low)
@@ -502,11 +515,13 @@ class FeatureStore:
         """
         units = segment.units_of(position)
         self._fetch(kind, [unit.name for unit in units])
-        array, parts = self._array(kind), []
-        for unit in units:
-            row, count = segment.rows_within(unit, position)
-            parts.append(array.read(row, row + count))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        array, at = self._array(kind), 0
+        pieces = [segment.rows_within(unit, position) for unit in units]
+        block = array.room(sum(count for _, count in pieces))
+        for row, count in pieces:
+            array.read_into(block[at : at + count], row)
+            at += count
+        return block
 
     def native(self, kind: str, item_id: str) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         """Read an item's own grid.
@@ -525,13 +540,9 @@ class FeatureStore:
         """
         segment, position = self._find(kind, item_id)
         name = f"{NATIVE}/{kind}/{segment.item_start + position}"
-        self._fetch(kind, [u.name for u in segment.units_of(position)], within=f"{name}/")
-        try:
-            document = self._files.path(f"{name}/zarr.json").read_bytes()
-            array = open_zarr(self._files, name, document)
-            return np.asarray(array[...]), dict(array.attrs)
-        except (ValueError, OSError, RuntimeError, KeyError) as exc:
-            raise StoreDamagedError(f"{name} is damaged: {exc}") from exc
+        units = [u.name for u in segment.units_of(position)]
+        self._fetch(kind, units, within=f"{name}/")
+        return read_native(self._files, name, segment.item_rows[position])
 
     def coords(self, item_id: str) -> tuple[npt.NDArray[np.float64], tuple[tuple[str, str], ...]]:
         """Read where the rows of one item stand.
@@ -633,12 +644,14 @@ class FeatureStore:
         if record is None or name not in record.objects:
             return None
         self._fetch(COORD, [unit], within=name)
+        check_size(name, record.objects[name].bytes, _MOST_PICTURE)
         content = self._files.path(name).read_bytes()
         if documents.checksum(content) != record.objects[name].crc32c:
             raise StoreDamagedError(
                 f"{name} is damaged; run `dinocache verify` to see what else is, and copy it again "
                 "from where the store came from"
             )
+        _check_picture(name, content)
         return content
 
     def _array(self, kind: str) -> ChunkedArray:
@@ -659,11 +672,11 @@ class FeatureStore:
             try:
                 length = json.loads(content)["shape"][0]
                 return type(length) is int and content == array_document(layout, length)
-            except (ValueError, KeyError, TypeError, IndexError):
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError):
                 return False
 
         try:
-            content = self.folder.read(name, is_ours)
+            content = self.folder.read(name, is_ours, most=MOST_DESCRIPTION)
         except FileNotFoundError:
             content = b""
         if not is_ours(content):
@@ -691,6 +704,8 @@ class FeatureStore:
         for name, stored in wanted.items():
             # Chunks carry checksums of their own; their description does not.
             described = name.endswith("/zarr.json")
+            if described:
+                check_size(name, stored.bytes, MOST_DESCRIPTION)
             content = self._files.path(name).read_bytes() if described else b""
             if described and documents.checksum(content) != stored.crc32c:
                 raise StoreDamagedError(f"{name} is damaged: its checksum does not match")
@@ -709,7 +724,7 @@ class FeatureStore:
 
         tasks: list[Callable[[], Any]] = [
             lambda: read(HEADER),
-            lambda: read(SEALED) or {},
+            lambda: read(SEALED),
             lambda: read(PART),
             *(lambda name=name: self.folder.list(name) for name in ("", PLANS, FEATURES, NATIVE)),
         ]
@@ -720,14 +735,11 @@ class FeatureStore:
     @property
     def _sealed(self) -> Mapping[str, Any]:
         """Bodies of the records that the seal gathers."""
-        units = self._seal.get("units")
-        return units if isinstance(units, dict) else {}
+        return self._seal.units
 
     def _read_segments(self, listed: Listing) -> tuple[Segment, ...]:
         # A server that lists nothing leaves what the seal names.
-        names = sorted(
-            {n for n in (*listed.files, *self._seal.get("plans", {})) if _PLAN.fullmatch(n)}
-        )
+        names = sorted({n for n in (*listed.files, *self._seal.plans) if _PLAN.fullmatch(n)})
 
         def read(name: str) -> Segment:
             return self._once(f"{PLANS}/{name}", listed.files.get(name), self._read_segment)
@@ -739,6 +751,14 @@ class FeatureStore:
         for segment, name in zip(segments, names, strict=True):
             if segment.recipe != self.header.digest:
                 raise StoreDamagedError(f"{PLANS}/{name} belongs to another store")
+            if f"{segment.number:04d}.json" != name:
+                raise StoreDamagedError(f"{PLANS}/{name} says that it is segment {segment.number}")
+        for before, segment in pairwise(segments):
+            if segment.row_start < before.row_stop or segment.item_start < before.item_stop:
+                raise StoreDamagedError(
+                    f"{PLANS}/{segment.number:04d}.json begins at row {segment.row_start} and "
+                    f"item {segment.item_start}, before the segment before it ends"
+                )
         return tuple(segments)
 
     def _read_segment(self, name: str) -> Segment:
@@ -759,8 +779,7 @@ class FeatureStore:
         return found
 
     def _read_items(self, top: Listing) -> tuple[str, pd.DataFrame]:
-        sealed = self._seal.get("items", "")
-        names = [n for n in (*top.files, sealed) if isinstance(n, str) and is_table_name(n)]
+        names = [n for n in (*top.files, self._seal.items) if is_table_name(n)]
         if not names:
             columns = ["item_id", "path", "group"]
             return "", pd.DataFrame({c: pd.Series(dtype="string") for c in columns})
@@ -769,7 +788,11 @@ class FeatureStore:
 
     def _read_table(self, name: str) -> pd.DataFrame:
         content = self.folder.read(name, lambda come: is_named_by(come, name))
-        return from_parquet(content, name)
+        table = from_parquet(content, name)
+        for column in ("path", "group"):
+            if column not in table:
+                raise StoreDamagedError(f"{name} is no table of items: it has no column {column!r}")
+        return table
 
     def _find_kinds(self, features: Listing, native: Listing) -> tuple[str, ...]:
         """List the kinds whose arrays exist, or that the seal knows, in the usual order."""

@@ -31,6 +31,7 @@ from dinocache.records import Record, Run, StoredObject
 from dinocache.remote import in_parallel
 from dinocache.store import FeatureStore, Work
 from dinocache.writer import expected_documents
+from dinocache.zarrs import MOST_DESCRIPTION
 
 __all__ = ["Damage", "Soundness", "verify"]
 
@@ -224,7 +225,12 @@ def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]
     for name, content in either.items():
         known.add(name)
         try:
-            stored = store.folder.read(name, {content, sealed[name]}.__contains__)
+            stored = store.folder.read(
+                name, {content, sealed[name]}.__contains__, most=MOST_DESCRIPTION
+            )
+        except StoreDamagedError as exc:
+            found.damages.append(Damage(file=name, what=str(exc)))
+            continue
         except FileNotFoundError:
             # They are written one after the other, before anything that relies on them.
             kind = name.split("/")[1]

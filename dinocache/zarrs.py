@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import math
+import os
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.abc.store import (
     ByteRequest,
@@ -17,10 +21,25 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from dinocache import documents
 from dinocache.committed import CommittedFiles
-from dinocache.folders import Folder
+from dinocache.errors import StoreDamagedError, StoreError, one_line
+from dinocache.folders import MOST_WHOLE, Folder, check_size
+from dinocache.layout import native_document
 from dinocache.records import StoredObject
 
-__all__ = ["WrittenStore", "open_zarr"]
+__all__ = [
+    "MOST_DESCRIPTION",
+    "WrittenStore",
+    "check_memory",
+    "no_memory",
+    "open_zarr",
+    "read_native",
+]
+
+MOST_DESCRIPTION = 16 << 20
+"""Bytes of a `zarr.json`."""
+_NUMBERS = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+_NUMBERS |= {"float16", "float32", "float64"}
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 class _Store(Store):
@@ -92,9 +111,12 @@ class _FilesStore(_Store):
     image or a mask that is all zero.
     """
 
-    def __init__(self, files: CommittedFiles, name: str, document: bytes) -> None:
+    def __init__(
+        self, files: CommittedFiles, name: str, document: bytes, row_bytes: int | None = None
+    ) -> None:
         super().__init__(read_only=True)
         self.files, self.name, self.document = files, name, document
+        self.row_bytes = row_bytes
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _FilesStore) and (self.files, self.name) == (
@@ -108,7 +130,16 @@ class _FilesStore(_Store):
         name = f"{self.name}/{key}"
         if name not in self.files.expected:
             return None
-        return await asyncio.to_thread(self.files.path(name).read_bytes)
+        return await asyncio.to_thread(self._read, name)
+
+    def _read(self, name: str) -> bytes:
+        if self.row_bytes is None:
+            return self.files.path(name).read_bytes()
+        check_size(name, self.files.size(name), self.row_bytes + (self.row_bytes >> 7) + 1024)
+        content = self.files.path(name).read_bytes()
+        if _frame_bytes(content) != self.row_bytes:
+            raise ValueError(f"{name} does not hold {self.row_bytes} bytes")
+        return content
 
 
 class WrittenStore(_Store):
@@ -166,6 +197,80 @@ def _is_json(content: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_memory(name: str, n_bytes: int) -> None:
+    """Refuse what this machine can never hold; raises `StoreError`."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return
+    if n_bytes > memory:
+        raise no_memory(name, n_bytes)
+
+
+def no_memory(name: str, n_bytes: int) -> StoreError:
+    """Say that something needs more memory than there is."""
+    return StoreError(
+        f"{name}: what is asked for has {n_bytes} bytes, more than there is memory; read less of "
+        "it at a time"
+    )
+
+
+def read_native(
+    files: CommittedFiles, name: str, rows: int
+) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+    """Read an item's own grid, whose files were fetched.
+
+    Args:
+        files: Of the store.
+        name: The array's folder.
+        rows: Of the item.
+
+    Returns:
+        ((C, Z, Y, X) array, its attributes).
+
+    Raises:
+        StoreDamagedError: If it is not as we write it.
+        StoreError: If it is larger than the memory.
+    """
+    document = f"{name}/zarr.json"
+    if document not in files.expected:
+        raise StoreDamagedError(f"{document} is in no record of its units")
+    content = files.path(document).read_bytes()
+    try:
+        said = json.loads(content)
+        shape, dtype, attributes = tuple(said["shape"]), said["data_type"], said["attributes"]
+        ours = dtype in _NUMBERS and native_document(shape, dtype, attributes) == content
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ours = False
+    if not ours or not all(type(n) is int and n > 0 for n in shape) or shape[1] != rows:
+        raise StoreDamagedError(
+            f"{document} is not that of an item of {rows} rows as dinocache writes it"
+        )
+    row_bytes = math.prod((shape[0], *shape[2:])) * np.dtype(dtype).itemsize
+    check_size(f"{name}, a row of it,", row_bytes, MOST_WHOLE)
+    check_memory(name, rows * row_bytes)
+    try:
+        array = zarr.open_array(_FilesStore(files, name, content, row_bytes), mode="r")
+        return np.asarray(array[...]), attributes
+    except MemoryError:
+        raise no_memory(name, rows * row_bytes) from None
+    except (ValueError, OSError, RuntimeError, KeyError) as exc:
+        raise StoreDamagedError(f"{name} is damaged: {one_line(exc)}") from exc
+
+
+def _frame_bytes(content: bytes) -> int:
+    """Say how large what a zstd frame holds is (RFC 8878, 3.1.1.1), before it is decompressed."""
+    if content[:4] != _ZSTD or len(content) < 14:
+        raise ValueError("a row is no zstd")
+    head = content[4]
+    single = head >> 5 & 1
+    width = (single, 2, 4, 8)[head >> 6]
+    at = 6 - single + (0, 1, 2, 4)[head & 3]
+    if width == 0:
+        raise ValueError("a row does not say how large it is")
+    return int.from_bytes(content[at : at + width], "little") + (256 if width == 2 else 0)
 
 
 def open_zarr(files: CommittedFiles, name: str, document: bytes) -> "zarr.Array[Any]":
