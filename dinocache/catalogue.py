@@ -7,6 +7,7 @@ from dinocache.index import Index
 from dinocache.manifest import OFFICIAL, Folds, Manifest, SplitRule
 from dinocache.places import Where
 from dinocache.roots import find_stores
+from dinocache.terminal import console
 
 __all__ = ["dataset_facts", "print_dataset", "print_datasets", "print_index"]
 
@@ -32,7 +33,6 @@ def dataset_facts(manifest: Manifest, root: Where) -> dict[str, Any]:
 
 def print_datasets(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print several as a table, on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -55,18 +55,16 @@ def print_datasets(rows: Sequence[Mapping[str, Any]]) -> None:
             str(len(row["stores"]) or ""),
             ", ".join(row["tasks"]),
         )
-    Console(highlight=False).print(table)
+    console().print(table)
     print("\ndinocache datasets NAME explains one; manifests/README.md says how to write your own")
 
 
 def print_dataset(facts: Mapping[str, Any], manifest: Manifest) -> None:
     """Explain one, on standard output."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    out = console()
 
     def say(text: str = "", style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, soft_wrap=False)
+        out.print(text, style=style, soft_wrap=False)
 
     say(f"{manifest.name}: {manifest.title}", "bold")
     for name, value in (

@@ -3,35 +3,39 @@
 With the codecs `bytes` and `crc32c` a chunk is the raw little-endian array and four bytes
 (docs/store-format.md, "Arrays"), so a row range is copied out of mapped files: about ten times
 faster than decoding through zarr, and of a shard on a server the maps of one item are one request.
-Each chunk's checksum is verified once, when it is first touched. Arrays with other codecs are
-decoded by zarr.
+Each chunk's checksum is verified once, when it is first touched. Compressed chunks are held against
+their checksum and the size that they must have, then decompressed.
 """
 
 import functools
 import json
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import Any
 
 import google_crc32c
+import numcodecs
 import numpy as np
 import numpy.typing as npt
 
 from dinocache.committed import Bytes, CommittedFiles, map_file
 from dinocache.errors import StoreDamagedError
-from dinocache.zarrs import check_memory, no_memory, open_zarr
+from dinocache.zarrs import check_memory, frame_bytes, no_memory
 
 __all__ = ["ChunkedArray", "open_array"]
 
 _CRC_BYTES = 4
 _MAX_MAPPED = 64
 """Chunks of one array mapped at a time: Python keeps a file open for each, macOS allows 256."""
-_PLAIN_CODECS = [
-    {"name": "bytes", "configuration": {"endian": "little"}},
-    {"name": "crc32c"},
-]
-_DTYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
+_MAX_DECODED = 4
+"""Likewise decompressed."""
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC = {"name": "crc32c"}
+_PLAIN = [_BYTES, _CRC]
+_DTYPES = {"int8": "i1", "float16": "<f2", "float32": "<f4", "float64": "<f8"}
 _ABSENT = np.uint64(2**64 - 1)
+_BLOSC_HEAD = 16
 
 
 class ChunkedArray(ABC):
@@ -49,6 +53,7 @@ class ChunkedArray(ABC):
         self.files = files
         self.name = name
         self.shape: tuple[int, ...] = tuple(document["shape"])
+        self.dtype = np.dtype(_DTYPES[document["data_type"]])
         self._chunk: tuple[int, ...] = tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
 
     @abstractmethod
@@ -69,13 +74,14 @@ class ChunkedArray(ABC):
         self.read_into(block, start)
         return block
 
-    def room(self, n_rows: int) -> npt.NDArray[Any]:
-        """Take memory for rows; raises `StoreError` where there is not that much."""
+    def room(self, n_rows: int, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+        """Take memory for rows, also of another type; `StoreError` where there is not that much."""
         shape = (max(n_rows, 0), *self.shape[1:])
-        n_bytes = math.prod(shape) * self.dtype.itemsize
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        n_bytes = math.prod(shape) * dtype.itemsize
         check_memory(self.name, n_bytes)
         try:
-            return np.empty(shape, self.dtype)
+            return np.empty(shape, dtype)
         except MemoryError:
             raise no_memory(self.name, n_bytes) from None
 
@@ -83,19 +89,68 @@ class ChunkedArray(ABC):
         return f"{self.name}/{'.'.join(['c', str(index), *['0'] * (len(self._chunk) - 1)])}"
 
 
+class _Codec:
+    """What became of a chunk's bytes before their checksum was taken."""
+
+    def __init__(self, codecs: list[dict[str, Any]]) -> None:
+        """See the class; raises `ValueError` for codecs that dinocache does not write."""
+        first, between, last = codecs[0], codecs[1:-1], codecs[-1]
+        if first["name"] != "bytes" or last != _CRC or len(between) > 1:
+            raise ValueError("its codecs are not those that dinocache writes")
+        if first != _BYTES and first.get("configuration"):
+            raise ValueError("its numbers are not little-endian")
+        self.name = between[0]["name"] if between else "none"
+        if self.name not in ("none", "zstd", "blosc"):
+            raise ValueError(f"it is compressed by {self.name!r}")
+
+    def longest(self, n_bytes: int) -> int:
+        """Say how long a chunk of so many bytes can be, and its checksum."""
+        more = 0 if self.name == "none" else (n_bytes >> 7) + 1024
+        return n_bytes + more + _CRC_BYTES
+
+    def decode(self, content: Bytes, out: npt.NDArray[np.uint8]) -> None:
+        """Fill bytes from a chunk whose checksum was verified; raises `ValueError`."""
+        content = content[:-_CRC_BYTES]
+        if self._size(content) != out.nbytes:
+            raise ValueError(f"it does not hold {out.nbytes} bytes")
+        if self.name == "none":
+            out[...] = content
+            return
+        codec = numcodecs.Zstd() if self.name == "zstd" else numcodecs.Blosc()
+        try:
+            codec.decode(np.ascontiguousarray(content), out)
+        except RuntimeError as exc:
+            raise ValueError(str(exc)) from exc
+
+    def _size(self, content: Bytes) -> int:
+        """Say how large what a chunk holds is, before it is decompressed."""
+        if self.name == "none":
+            return len(content)
+        if self.name == "zstd":
+            return frame_bytes(content[:_BLOSC_HEAD].tobytes())
+        if len(content) < _BLOSC_HEAD or int.from_bytes(content[12:16], "little") != len(content):
+            raise ValueError("it is no whole blosc frame")
+        return int.from_bytes(content[4:8], "little")
+
+
+def _is_whole(content: Bytes) -> bool:
+    """Whether a chunk's checksum, its last four bytes, is that of the others."""
+    stored = int.from_bytes(content[-_CRC_BYTES:].tobytes(), "little")
+    return bool(google_crc32c.value(content[:-_CRC_BYTES]) == stored)
+
+
 class MappedArray(ChunkedArray):
-    """Plain chunks that span all axes but the first."""
+    """Chunks that span all axes but the first, a file each: mapped, or decompressed."""
 
-    def __init__(self, files: CommittedFiles, name: str, document: dict[str, Any]) -> None:
+    def __init__(
+        self, files: CommittedFiles, name: str, document: dict[str, Any], codec: _Codec
+    ) -> None:
         super().__init__(files, name, document)
-        self.dtype = np.dtype(_DTYPES[document["data_type"]])
+        self._codec = codec
+        self._chunk_bytes = math.prod(self._chunk) * self.dtype.itemsize
         self._verified: set[int] = set()
-        self._map = functools.lru_cache(_MAX_MAPPED)(self._open)
-
-    @staticmethod
-    def can_read(document: dict[str, Any]) -> bool:
-        """Whether the assumptions hold: layout, key encoding and codecs are the plain ones."""
-        return _spans_all_but_the_first(document) and document["codecs"] == _PLAIN_CODECS
+        mapped = _MAX_MAPPED if codec.name == "none" else _MAX_DECODED
+        self._map = functools.lru_cache(mapped)(self._open)
 
     def read_into(self, block: npt.NDArray[Any], start: int) -> None:
         """See `ChunkedArray`; a copy, as a view would keep its chunk's file open."""
@@ -108,49 +163,36 @@ class MappedArray(ChunkedArray):
     def _open(self, index: int) -> npt.NDArray[Any]:
         name = self._file(index)
         path = self.files.path(name)
-        data_bytes = int(np.prod(self._chunk)) * self.dtype.itemsize
         try:
             size = path.stat().st_size
         except FileNotFoundError as exc:
             raise _damaged(name, "it is missing") from exc
-        if size != data_bytes + _CRC_BYTES:
-            raise _damaged(name, f"it has {size} bytes, not {data_bytes + _CRC_BYTES}")
+        longest = self._codec.longest(self._chunk_bytes)
+        if size != longest if self._codec.name == "none" else not _CRC_BYTES < size <= longest:
+            raise _damaged(name, f"it has {size} bytes, not {longest}")
         raw = map_file(path)
         if index not in self._verified:
-            stored = int.from_bytes(raw[data_bytes:].tobytes(), "little")
-            if google_crc32c.value(raw[:data_bytes]) != stored:
+            if not _is_whole(raw):
                 raise _damaged(name, "its checksum does not match")
             self._verified.add(index)
-        return np.frombuffer(raw, self.dtype, data_bytes // self.dtype.itemsize).reshape(
-            self._chunk
-        )
+        if self._codec.name == "none":
+            values = np.frombuffer(raw, self.dtype, self._chunk_bytes // self.dtype.itemsize)
+            return values.reshape(self._chunk)
+        decoded = np.empty(self._chunk, self.dtype)
+        _decode(self._codec, name, raw, decoded)
+        return decoded
 
 
 class ShardedArray(ChunkedArray):
-    """Shards of plain chunks of one row, each of which spans all axes but the first (ZEP 2)."""
+    """Shards of chunks of one row, each of which spans all axes but the first (ZEP 2)."""
 
-    def __init__(self, files: CommittedFiles, name: str, document: dict[str, Any]) -> None:
+    def __init__(
+        self, files: CommittedFiles, name: str, document: dict[str, Any], codec: _Codec
+    ) -> None:
         super().__init__(files, name, document)
-        self.dtype = np.dtype(_DTYPES[document["data_type"]])
-        self._row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        self._codec = codec
+        self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         self._index = functools.lru_cache(_MAX_MAPPED)(self._read_index)
-
-    @staticmethod
-    def can_read(document: dict[str, Any]) -> bool:
-        """Whether the assumptions hold."""
-        codecs = document["codecs"]
-        return (
-            _spans_all_but_the_first(document)
-            and len(codecs) == 1
-            and codecs[0]["name"] == "sharding_indexed"
-            and codecs[0]["configuration"]
-            == {
-                "chunk_shape": [1, *document["shape"][1:]],
-                "codecs": _PLAIN_CODECS,
-                "index_codecs": _PLAIN_CODECS,
-                "index_location": "end",
-            }
-        )
 
     def read_into(self, block: npt.NDArray[Any], start: int) -> None:
         """See `ChunkedArray`."""
@@ -162,96 +204,73 @@ class ShardedArray(ChunkedArray):
 
     def _read_shard(self, index: int, first: int, block: npt.NDArray[Any]) -> None:
         """Read neighbouring rows of one shard into a block, by one request if they lie together."""
-        name, length = self._file(index), self._row_bytes + _CRC_BYTES
         where = self._index(index)[first : first + len(block)]
-        present = where[:, 0] != _ABSENT
-        block[~present] = np.nan
-        if not present.any():
-            return
-        if (where[present, 1] != length).any():
-            raise _damaged(name, f"a chunk of it has not {length} bytes")
-        offsets = where[present, 0].astype(np.int64)
-        rows = np.flatnonzero(present)
-        if (np.diff(offsets) != length).any():
-            for row in rows.tolist():
-                self._read_chunks(index, int(where[row, 0]), block[row : row + 1])
-        elif present.all():
-            self._read_chunks(index, int(offsets[0]), block)
-        else:
-            some = np.empty((len(rows), *block.shape[1:]), block.dtype)
-            self._read_chunks(index, int(offsets[0]), some)
-            block[rows] = some
+        if (where[:, 0] == _ABSENT).any():
+            raise _damaged(self._file(index), "a committed row is not in it")
+        stops = where.sum(1)
+        apart = np.flatnonzero(where[1:, 0] != stops[:-1]) + 1
+        for low, high in pairwise([0, *apart.tolist(), len(block)]):
+            self._read_chunks(index, where[low:high].astype(np.int64), block[low:high])
 
-    def _read_chunks(self, index: int, offset: int, block: npt.NDArray[Any]) -> None:
-        """Read chunks that follow each other in a shard."""
-        name, length = self._file(index), self._row_bytes + _CRC_BYTES
-        stop = offset + len(block) * length
+    def _read_chunks(
+        self, index: int, where: npt.NDArray[np.int64], block: npt.NDArray[Any]
+    ) -> None:
+        """Read chunks that follow each other in a shard: (offset, length) of each."""
+        if not len(block):
+            return
+        name = self._file(index)
+        offset, stop = int(where[0, 0]), int(where[-1].sum())
         if not 0 <= offset < stop <= self.files.size(name):
             raise _damaged(name, "its index points beyond its end")
+        starts = where[:, 0] - offset
+        spans = list(zip(starts.tolist(), (starts + where[:, 1]).tolist(), strict=True))
 
         def is_whole(content: Bytes) -> bool:
-            ends = range(self._row_bytes, len(content), length)
-            return all(
-                bool(
-                    google_crc32c.value(content[end - self._row_bytes : end])
-                    == int.from_bytes(content[end : end + _CRC_BYTES].tobytes(), "little")
-                )
-                for end in ends
-            )
+            return all(_is_whole(content[low:high]) for low, high in spans)
 
         content = self.files.part(name, offset, stop, is_whole)
         if len(content) != stop - offset or not is_whole(content):
             raise _damaged(name, "a checksum within it does not match")
-        raw = content.reshape(len(block), length)[:, : self._row_bytes]
-        block.reshape(len(block), -1).view(np.uint8)[...] = raw
+        if self._codec.name == "none":
+            raw = content.reshape(len(block), -1)[:, : self._row_bytes]
+            block.reshape(len(block), -1).view(np.uint8)[...] = raw
+            return
+        for number, (low, high) in enumerate(spans):
+            _decode(self._codec, name, content[low:high], block[number])
 
     def _read_index(self, index: int) -> npt.NDArray[np.uint64]:
         """Read offset and length of each chunk, (rows, 2), from the end of a shard."""
         name, entries = self._file(index), self._chunk[0] * 16
         size = self.files.size(name)
-
-        def is_whole(content: Bytes) -> bool:
-            stored = int.from_bytes(content[entries:].tobytes(), "little")
-            return bool(google_crc32c.value(content[:entries]) == stored)
-
         if size < entries + _CRC_BYTES:
             raise _damaged(name, f"its {size} bytes are fewer than its index has")
-        content = self.files.part(name, size - entries - _CRC_BYTES, size, is_whole)
-        if len(content) != entries + _CRC_BYTES or not is_whole(content):
+        content = self.files.part(name, size - entries - _CRC_BYTES, size, _is_whole)
+        if len(content) != entries + _CRC_BYTES or not _is_whole(content):
             raise _damaged(name, "the checksum of its index does not match")
         where = np.frombuffer(content[:entries], "<u8").reshape(-1, 2)
         present = where[where[:, 0] != _ABSENT]
-        if (present[:, 1] != self._row_bytes + _CRC_BYTES).any():
-            raise _damaged(name, f"a chunk of it has not {self._row_bytes + _CRC_BYTES} bytes")
-        if (np.diff(np.sort(present[:, 0])) < self._row_bytes + _CRC_BYTES).any():
+        self._check_lengths(name, present[:, 1])
+        present = present[np.argsort(present[:, 0])]
+        if (present[1:, 0] < present[:-1].sum(1)).any():
             raise _damaged(name, "its chunks overlap")
         return where
 
+    def _check_lengths(self, name: str, lengths: npt.NDArray[np.uint64]) -> None:
+        longest = self._codec.longest(self._row_bytes)
+        least = longest if self._codec.name == "none" else _CRC_BYTES + 1
+        if ((lengths < least) | (lengths > longest)).any():
+            raise _damaged(name, f"a chunk of it has not {longest} bytes")
 
-class ZarrArray(ChunkedArray):
-    """Any other array, through zarr."""
 
-    def __init__(
-        self, files: CommittedFiles, name: str, document: dict[str, Any], content: bytes
-    ) -> None:
-        super().__init__(files, name, document)
-        self._array = open_zarr(files, name, content)
-        self.dtype = self._array.dtype
-
-    def read_into(self, block: npt.NDArray[Any], start: int) -> None:
-        """See `ChunkedArray`; zarr verifies each checksum at each read."""
-        stop = start + len(block)
-        try:
-            rows = np.asarray(self._array[start:stop])
-        except (ValueError, OSError, RuntimeError) as exc:
-            raise _damaged(f"{self.name} rows {start}-{stop}", str(exc)) from exc
-        if len(rows) != len(block):
-            raise _damaged(f"{self.name}/zarr.json", f"it ends before row {stop}")
-        block[...] = rows
+def _decode(codec: _Codec, name: str, content: Bytes, block: npt.NDArray[Any]) -> None:
+    try:
+        codec.decode(content, block.reshape(-1).view(np.uint8))
+    except ValueError as exc:
+        raise _damaged(name, str(exc)) from exc
 
 
 def open_array(files: CommittedFiles, name: str, content: bytes) -> ChunkedArray:
-    """Open an array by the fastest way that its layout allows.
+    """Open an array.
 
     Args:
         files: Of the store.
@@ -262,29 +281,41 @@ def open_array(files: CommittedFiles, name: str, content: bytes) -> ChunkedArray
         The array.
 
     Raises:
-        StoreDamagedError: If `zarr.json` is not an array's.
+        StoreDamagedError: If `zarr.json` is not that of an array as dinocache writes it.
     """
     try:
         document = json.loads(content)
-        for way in (MappedArray, ShardedArray):
-            if way.can_read(document):
-                return way(files, name, document)
-        return ZarrArray(files, name, document, content)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as exc:
-        raise _damaged(f"{name}/zarr.json", f"it is not an array's ({exc})") from exc
+        _check_spans(document)
+        codecs = document["codecs"]
+        if codecs[0]["name"] != "sharding_indexed":
+            return MappedArray(files, name, document, _Codec(codecs))
+        sharding = codecs[0]["configuration"]
+        expected = {
+            "chunk_shape": [1, *document["shape"][1:]],
+            "codecs": sharding["codecs"],
+            "index_codecs": _PLAIN,
+            "index_location": "end",
+        }
+        if len(codecs) > 1 or sharding != expected:
+            raise ValueError("its shards are not laid out as dinocache does")
+        return ShardedArray(files, name, document, _Codec(sharding["codecs"]))
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as exc:
+        raise _damaged(f"{name}/zarr.json", f"it is not that of an array of ours ({exc})") from exc
 
 
-def _spans_all_but_the_first(document: dict[str, Any]) -> bool:
+def _check_spans(document: dict[str, Any]) -> None:
+    """See that chunks lie along the first axis and have the names that they should."""
     shape, grid = document["shape"], document["chunk_grid"]
-    chunk = grid["configuration"].get("chunk_shape", [])
-    return (
-        document["data_type"] in _DTYPES
-        and grid["name"] == "regular"
-        and all(isinstance(n, int) and n > 0 for n in (*shape, *chunk))
-        and chunk[1:] == shape[1:]
-        and document["chunk_key_encoding"]
-        == {"name": "default", "configuration": {"separator": "."}}
-    )
+    chunk = grid["configuration"]["chunk_shape"]
+    if document["data_type"] not in _DTYPES:
+        raise ValueError(f"its numbers are {document['data_type']}")
+    if not all(isinstance(n, int) and n > 0 for n in (*shape, *chunk)) or grid["name"] != "regular":
+        raise ValueError("its shape is none")
+    if chunk[1:] != shape[1:]:
+        raise ValueError("its chunks do not span all axes but the first")
+    encoding = {"name": "default", "configuration": {"separator": "."}}
+    if document["chunk_key_encoding"] != encoding:
+        raise ValueError("its chunks have other names")
 
 
 def _damaged(name: str, why: str) -> StoreDamagedError:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -13,6 +13,7 @@ from dinocache import __version__, exchanging, sharing
 from dinocache.errors import RequestError
 from dinocache.options import (
     ARITHMETICS,
+    CODECS,
     PRECISIONS,
     RESIZES,
     ROPES,
@@ -22,15 +23,18 @@ from dinocache.options import (
     AppendOption,
     ArithmeticOption,
     BatchOption,
+    CalibrationOption,
     ChannelsOption,
     ClusterOption,
     ClusterSettingsOption,
+    CodecOption,
     CompiledOption,
     DataOption,
     DatasetArgument,
     DebugOption,
     DeviceOption,
     DryRunOption,
+    DtypeOption,
     FeaturesOption,
     HashSourcesOption,
     IsolateOption,
@@ -42,7 +46,9 @@ from dinocache.options import (
     NameOption,
     OptionsOption,
     PartOption,
+    PcaOption,
     PrecisionOption,
+    QuantizeOption,
     ReaderOption,
     ResizeOption,
     ResolutionOption,
@@ -57,11 +63,12 @@ from dinocache.options import (
     WeightsOption,
     WindowOption,
     WorkersOption,
+    choice,
     dataset_names,
     encoder_names,
     reader_names,
 )
-from dinocache.terminal import echo_json, quiet_libraries, run
+from dinocache.terminal import echo_json, print_rows, quiet_libraries, run
 
 if TYPE_CHECKING:
     from dinocache.extract import Outcome
@@ -117,6 +124,11 @@ def extract(
     device: DeviceOption = "auto",
     any_device: AnyDeviceOption = False,
     precision: PrecisionOption = None,
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    pca: PcaOption = None,
+    calibration: CalibrationOption = None,
+    codec: CodecOption = None,
     compiled: CompiledOption = None,
     batch: BatchOption = None,
     unit_rows: UnitRowsOption = None,
@@ -147,6 +159,7 @@ def extract(
         dinocache extract images.csv --data /data/xray --model dinov3-b --resolution 512
         dinocache extract scans.csv --window hu -o axis=coronal -o spacing=1,1,2
         dinocache extract slides.csv --reader slide -o tile_px=256 -o tile_mpp=0.5 --mpp 0.25
+        dinocache extract scans.csv --features cls,dense --quantize int8:dense
         dinocache extract scans.csv --cluster slurm:8 --cluster-option queue=gpu
         dinocache extract scans.csv --part $SLURM_ARRAY_TASK_ID/8
     """
@@ -163,18 +176,23 @@ def extract(
         variant=variant,
         features=features,
         layers=layers,
-        resize=_choice("--resize", resize, RESIZES),
-        arithmetic=_choice("--arithmetic", arithmetic, ARITHMETICS),
+        resize=choice("--resize", resize, RESIZES),
+        arithmetic=choice("--arithmetic", arithmetic, ARITHMETICS),
         window=window,
         reader=reader,
         option=option,
         mpp=mpp,
         channels=channels,
         weights=weights,
-        rope=_choice("--rope", rope, ROPES),
+        rope=choice("--rope", rope, ROPES),
         device=device,
         any_device=any_device,
-        precision=_choice("--precision", precision, PRECISIONS),
+        precision=choice("--precision", precision, PRECISIONS),
+        dtype=dtype,
+        quantize=quantize,
+        pca=pca,
+        calibration=calibration,
+        codec=choice("--codec", codec, CODECS),
         compiled=compiled,
         batch=batch,
         unit_rows=unit_rows,
@@ -228,6 +246,10 @@ def plan(
     mpp: MppOption = None,
     channels: ChannelsOption = None,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    pca: PcaOption = None,
+    codec: CodecOption = None,
     workers: WorkersOption = None,
     batch: BatchOption = None,
     unit_rows: UnitRowsOption = None,
@@ -249,13 +271,17 @@ def plan(
         variant=variant,
         features=features,
         layers=layers,
-        resize=_choice("--resize", resize, RESIZES),
+        resize=choice("--resize", resize, RESIZES),
         window=window,
         reader=reader,
         option=option,
         mpp=mpp,
         channels=channels,
         device=device,
+        dtype=dtype,
+        quantize=quantize,
+        pca=pca,
+        codec=choice("--codec", codec, CODECS),
         workers=workers,
         batch=batch,
         unit_rows=unit_rows,
@@ -277,7 +303,7 @@ def info(store: StoreArgument, json: JsonOption = False) -> None:
         return
     if facts["random_weights"]:
         print(f"RANDOM WEIGHTS ({facts['weights']}): for tests and demonstrations only")
-    _print_rows(store_rows(opened, facts))
+    print_rows(store_rows(opened, facts))
 
 
 @app.command()
@@ -486,7 +512,7 @@ def encoders(
         if json:
             echo_json(facts)
         else:
-            _print_rows([(key.replace("_", " "), shown(value)) for key, value in facts.items()])
+            print_rows([(key.replace("_", " "), shown(value)) for key, value in facts.items()])
         return
     rows = [encoder_facts(spec) for spec in ENCODERS]
     if json:
@@ -512,7 +538,7 @@ def readers(
         if json:
             echo_json(summaries)
         else:
-            _print_rows(list(summaries.items()))
+            print_rows(list(summaries.items()))
         return
     found = reader_class(name)
     schema = found.Options.model_json_schema()
@@ -521,7 +547,7 @@ def readers(
         return
     defaults = found().options
     columns = ", ".join(f"{column} ({unit})" for column, unit in found.columns)
-    _print_rows(
+    print_rows(
         [
             ("reads", found.summary),
             ("window", f"{found.window}, unless --window says otherwise"),
@@ -568,7 +594,7 @@ def inspect(
     for key, value in facts.items():
         if isinstance(value, dict):
             facts[key] = ", ".join(f"{k} {shown(v)}" for k, v in value.items() if v is not None)
-    _print_rows([(key, shown(value)) for key, value in facts.items() if value not in ([], "")])
+    print_rows([(key, shown(value)) for key, value in facts.items() if value not in ([], "")])
 
 
 @app.command()
@@ -584,7 +610,7 @@ def doctor(store: RootOption = "features", json: JsonOption = False) -> None:
         echo_json([vars(finding) for finding in findings])
     else:
         marks = {"good": "ok  ", "note": "note", "lack": "LACK"}
-        _print_rows(
+        print_rows(
             [
                 (
                     f"{marks[f.state]} {f.what}",
@@ -641,17 +667,11 @@ def _request(
         resolution=parse_resolution(resolution) if resolution else None,
         windows=parse_windows(window) if window else None,
         channels=parse_channels(channels) if channels else None,
-        reader=_choice("--reader", reader, READERS),
+        reader=choice("--reader", reader, READERS),
         part=parse_part(part) if part else None,
         options=(parse_options(option or ()) | ({} if mpp is None else {"slide_mpp": mpp})),
         **options,
     )
-
-
-def _choice(option: str, value: str | None, choices: Collection[str]) -> str | None:
-    if value is not None and value not in choices:
-        raise RequestError(f"{option} {value!r}: choose from {', '.join(choices)}")
-    return value
 
 
 def _print_forecast(request: "ExtractRequest", json: bool, *, timed: bool = True) -> None:
@@ -681,7 +701,7 @@ def _print_forecast(request: "ExtractRequest", json: bool, *, timed: bool = True
     if forecast.free_bytes is not None:
         said.append(("free on disk", human_bytes(forecast.free_bytes)))
     said.append(("time", _time(forecast) if timed else ""))
-    _print_rows([(name, value) for name, value in said if value])
+    print_rows([(name, value) for name, value in said if value])
     if forecast.free_bytes is not None and forecast.bytes_missing > forecast.free_bytes:
         print(
             f"warning: {human_bytes(forecast.bytes_missing)} are still to be written, which will "
@@ -751,12 +771,6 @@ def _print_failures(failed: Sequence["FailedItem"], stream: TextIO) -> None:
 
 def _failure_facts(item: "FailedItem") -> dict[str, object]:
     return {"item_id": item.item_id, "kinds": item.kinds, **item.failure.model_dump()}
-
-
-def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
 
 
 def _line(text: str | None) -> str:

@@ -1,6 +1,10 @@
 """Closing a segment: the mean over each item's rows, from what is committed."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from dinocache.layout import ITEM_PREFIX
 from dinocache.plan import Segment
@@ -8,7 +12,7 @@ from dinocache.records import Failure, Record, StoredObject
 from dinocache.store import FeatureStore
 from dinocache.writer import StoreWriter
 
-__all__ = ["close_segment"]
+__all__ = ["close_segment", "write_means"]
 
 
 def close_segment(
@@ -26,19 +30,47 @@ def close_segment(
         StoreWriteError: If the disk refuses.
         StoreDamagedError: If a committed file is not as it was written.
     """
-    store, item_kind = writer.store, f"{ITEM_PREFIX}{kind}"
-    layout = writer.layout(item_kind)
-    failed = _failed_in(store, segment, kind)
+    store = writer.store
+
+    def mean_of(position: int) -> npt.NDArray[Any]:
+        mean: npt.NDArray[Any] = store.segment_rows(kind, segment, position).mean(
+            0, dtype=np.float64
+        )
+        return mean
+
+    write_means(writer, segment, kind, mean_of, _failed_in(store, segment, kind), made_by)
+
+
+def write_means(
+    writer: StoreWriter,
+    segment: Segment,
+    kind: str,
+    mean_of: Callable[[int], npt.NDArray[Any]],
+    failed: Mapping[str, Failure],
+    made_by: dict[str, str],
+) -> None:
+    """Write one vector an item of a segment, and commit it.
+
+    Args:
+        writer: Of the store.
+        segment: Which.
+        kind: Of the rows.
+        mean_of: Gives the vector of an item by its position in the segment, (dim,).
+        failed: Item id -> why it has none.
+        made_by: For the record.
+
+    Raises:
+        StoreWriteError: If the disk refuses.
+    """
+    item_kind = f"{ITEM_PREFIX}{kind}"
+    layout, ids = writer.layout(item_kind), segment.item_ids
     objects: dict[str, StoredObject] = {}
-    n_items = len(segment.item_ids)
-    for start in range(0, n_items, layout.file_rows):
-        stop = min(start + layout.file_rows, n_items)
-        block = np.full((stop - start, *layout.tail), np.nan, np.float32)
-        for item in range(start, stop):
-            if segment.item_ids[item] not in failed:
-                rows = store.segment_rows(kind, segment, item)
-                block[item - start] = rows.mean(0, dtype=np.float64)
-        if not np.isnan(block).all():
+    for start in range(0, len(ids), layout.file_rows):
+        block = layout.nothing(min(layout.file_rows, len(ids) - start))
+        for number in range(len(block)):
+            if ids[start + number] not in failed:
+                block[number] = mean_of(start + number)
+        if not layout.is_absent(block):
             objects |= writer.write_rows(item_kind, segment.item_start + start, block)
     writer.commit(
         Record(
@@ -46,8 +78,8 @@ def close_segment(
             kind=item_kind,
             recipe=segment.recipe,
             rows=(segment.item_start, segment.item_stop),
-            items=n_items,
-            failed=failed,
+            items=len(ids),
+            failed=dict(failed),
             not_asked=(),
             objects=objects,
             made_by=made_by,

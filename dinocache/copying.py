@@ -21,6 +21,8 @@ from dinocache.layout import (
     RUNS,
     SEALED,
     UNITS,
+    array_kind,
+    calibration_name,
     is_row_kind,
     is_vector_kind,
     record_name,
@@ -30,7 +32,7 @@ from dinocache.remote import in_parallel
 from dinocache.store import FeatureStore, Work
 from dinocache.writer import StoreWriter, expected_documents
 
-__all__ = ["Copied", "Rename", "copy_store", "stored_kinds"]
+__all__ = ["Copied", "Rename", "copy_file", "copy_store", "stored_kinds"]
 
 _BATCH_BYTES = 256 << 20
 """Of files that are under way at a time."""
@@ -122,6 +124,7 @@ def copy_store(
     todo = [w for w in committed if record_name(w.unit, w.kind) not in there]
     if part is not None and (is_new or target.exists(PART)):
         target.replace(PART, documents.encode(part.model_dump(mode="json")))
+    _copy_calibrations(source, target, part, is_new=is_new)
     files, n_bytes = _copy_units(source, target, todo, mine, tell)
     _write_documents(source, target, part, todo)
     for name in source.folder.list(RUNS).files if rename is None else ():
@@ -227,6 +230,26 @@ def _there(
     return {name for (name, _), is_ours in zip(held, same, strict=True) if is_ours}
 
 
+def _copy_calibrations(
+    source: FeatureStore, target: Folder, part: Part | None, *, is_new: bool
+) -> None:
+    """Copy what kinds were made small by; it must be the same where it is there."""
+    for kind in filter(source.is_fitted, source.kinds):
+        wanted = {kind, f"{ITEM_PREFIX}{kind}"}
+        if part is not None and part.kinds is not None and wanted.isdisjoint(part.kinds):
+            continue
+        if (calibration := source.calibration(kind)) is None:
+            continue
+        name, content = calibration_name(kind), calibration.encode()
+        if is_new:  # what is left of another store that was begun here must not count
+            target.keep(name, content)
+        elif not target.create(name, content) and target.read(name) != content:
+            raise RecipeMismatchError(
+                f"{target}: {name} differs from that of {source.folder}: both were begun apart "
+                "from each other. Give one of them another root."
+            )
+
+
 def _copy_units(
     source: FeatureStore, target: Folder, todo: Sequence[Work], mine: Rename, tell: Tell | None
 ) -> tuple[int, int]:
@@ -239,7 +262,7 @@ def _copy_units(
 
     def finish() -> None:
         nonlocal files, done
-        in_parallel(partial(_copy_file, source.folder, target), list(pending.items()))
+        in_parallel(partial(copy_file, source.folder, target), list(pending.items()))
         in_parallel(lambda r: target.replace(record_name(r.unit, r.kind), mine.record(r)), batch)
         files += len(pending)
         done += sum(stored.bytes for stored in pending.values())
@@ -260,7 +283,17 @@ def _copy_units(
     return files, done
 
 
-def _copy_file(source: Folder, target: Folder, file: tuple[str, StoredObject]) -> None:
+def copy_file(source: Folder, target: Folder, file: tuple[str, StoredObject]) -> None:
+    """Copy a committed file.
+
+    Args:
+        source: The store's folder.
+        target: The copy's.
+        file: Its name, and what was committed.
+
+    Raises:
+        StoreDamagedError: If it is missing, or not as it was committed.
+    """
     name, stored = file
 
     def is_whole(content: bytes) -> bool:
@@ -285,7 +318,7 @@ def _write_documents(
     if not todo:
         return
     for name, content in expected_documents(source, source.kinds, complete=False).items():
-        kind = name.split("/")[1]
+        kind = array_kind(name.split("/")[1])
         if part is None or part.kinds is None or kind == "zarr.json" or kind in part.kinds:
             target.keep(name, content)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from dinocache import documents
+from dinocache.closing import write_means
 from dinocache.copying import stored_kinds
 from dinocache.errors import (
     RecipeMismatchError,
@@ -128,6 +128,8 @@ def derive_store(
     if not writer.store.segments:
         writer.add_segment(_plan(source, [str(i) for i in table["item_id"]]))
     held = check_kinds(kind.removeprefix(ITEM_PREFIX) for kind in stored)
+    for calibration in filter(None, map(source.calibration, held)):
+        writer.freeze(calibration)
     writer.prepare(held)
     (segment,) = writer.store.segments
     todo = writer.store.missing(held)
@@ -195,6 +197,7 @@ class _Unit:
         self.notes: dict[str, tuple[str, ...]] = {}
         self.objects: dict[str, StoredObject] = {}
         self.made_by: dict[str, str] = {}
+        self.numbers = 0
 
     def record(self) -> Record:
         """Copy, and say what was copied."""
@@ -214,6 +217,7 @@ class _Unit:
             notes=self.notes,
             objects=self.objects,
             made_by=self.made_by,
+            fitted=self.writer.fitted(self.kind, None, self.numbers),
         )
 
     def _is_present(self, position: int) -> bool:
@@ -235,18 +239,19 @@ class _Unit:
         held = -1
 
         def put() -> None:
-            if block is not None and not np.isnan(block).all():
+            if block is not None and not layout.is_absent(block):
                 self.objects |= self.writer.write_rows(self.kind, start + held * n_rows, block)
 
         for position, row, offset, count in pieces:
-            rows = self.source.rows(self.kind, self.segment.item_ids[position])
+            rows = self.source.stored_rows(self.kind, self.segment.item_ids[position])
+            self.numbers += rows[offset : offset + count].size
             for at in range(count):
                 file, within = divmod(row + at - start, n_rows)
                 if file != held:
                     put()
                     held = file
                     length = min(n_rows, unit.n_rows - file * n_rows)
-                    block = np.full((length, *layout.tail), np.nan, layout.dtype)
+                    block = layout.nothing(length)
                 if block is not None:
                     block[within] = rows[offset + at]
         put()
@@ -283,33 +288,15 @@ def _close(source: FeatureStore, writer: StoreWriter, segment: Segment, item_kin
     ids, vectors = source.item_vectors(kind)
     where = {item_id: number for number, item_id in enumerate(ids)}
     failures = {f.item_id: f.failure for f in source.failures() if kind in f.kinds}
-    layout = writer.layout(item_kind)
-    failed: dict[str, Failure] = {}
-    objects: dict[str, StoredObject] = {}
     made_by: dict[str, str] = {}
-    for start in range(0, len(segment.item_ids), layout.file_rows):
-        some = segment.item_ids[start : start + layout.file_rows]
-        block = np.full((len(some), *layout.tail), np.nan, np.float32)
-        for number, item_id in enumerate(some):
-            if item_id in where:
-                block[number] = vectors[where[item_id]]
-            else:
-                failed[item_id] = failures[item_id]
-        if not np.isnan(block).all():
-            objects |= writer.write_rows(item_kind, segment.item_start + start, block)
     for closing in source.segments:
         if record := source.record(closing.closing_name, item_kind):
             made_by = record.made_by
-    writer.commit(
-        Record(
-            unit=segment.closing_name,
-            kind=item_kind,
-            recipe=segment.recipe,
-            rows=(segment.item_start, segment.item_stop),
-            items=len(segment.item_ids),
-            failed=failed,
-            not_asked=(),
-            objects=objects,
-            made_by=made_by,
-        )
+    write_means(
+        writer,
+        segment,
+        kind,
+        lambda position: vectors[where[segment.item_ids[position]]],
+        {item_id: failures[item_id] for item_id in segment.item_ids if item_id not in where},
+        made_by,
     )

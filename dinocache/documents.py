@@ -11,7 +11,7 @@ import google_crc32c
 from dinocache.errors import StoreDamagedError
 from dinocache.folders import Folder
 
-__all__ = ["Body", "canonical", "checksum", "decode", "encode", "read"]
+__all__ = ["Body", "canonical", "checksum", "decode", "encode", "is_whole", "read"]
 
 Body = dict[str, Any]
 
@@ -68,6 +68,15 @@ def decode(content: bytes, name: str) -> Body:
     return body
 
 
+def is_whole(content: bytes, name: str) -> bool:
+    """Tell whether a document is as it was written; see `decode`."""
+    try:
+        decode(content, name)
+    except StoreDamagedError:
+        return False
+    return True
+
+
 def read(folder: Folder, name: str) -> Body:
     """Read and check a document.
 
@@ -82,12 +91,4 @@ def read(folder: Folder, name: str) -> Body:
         StoreDamagedError: If it is damaged or too large to be ours.
         FileNotFoundError: If there is none.
     """
-
-    def is_whole(content: bytes) -> bool:
-        try:
-            decode(content, name)
-        except StoreDamagedError:
-            return False
-        return True
-
-    return decode(folder.read(name, is_whole), name)
+    return decode(folder.read(name, lambda content: is_whole(content, name)), name)

@@ -14,15 +14,16 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dinocache.calibration import LARGEST_CODE, Calibration, made_small
 from dinocache.decoding import READ, Decoding, Head, Piece, Row, UnitWork
 from dinocache.errors import ItemError, RequestError, StoppedError, TooManyFailuresError
 from dinocache.intensity import Window
-from dinocache.layout import COORD, NATIVE_KINDS, is_row_kind, parse_kind
+from dinocache.layout import COORD, NATIVE_KINDS, base_of, channel_of, encoded_dim, is_row_kind
 from dinocache.meter import Meter
 from dinocache.pipeline import Stage
 from dinocache.progress import Progress
@@ -55,6 +56,8 @@ class _Committing:
     """What gathers until a unit's kind is committed."""
 
     objects: dict[str, StoredObject] = field(default_factory=dict)
+    clipped: int = 0
+    numbers: int = 0
     failed: dict[str, Failure] = field(default_factory=dict)
     not_asked: list[str] = field(default_factory=list)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -171,6 +174,7 @@ class Engine:
         if channels.mode == "passes":
             self._passes = channels.names
         self._all_kinds = [kind for kind in writer.store.kinds if is_row_kind(kind)]
+        self._keeping: dict[str, _Keeping] = {}
 
     def run(self, work: Sequence[UnitWork]) -> None:
         """Do some units; returns when all are committed.
@@ -183,17 +187,7 @@ class Engine:
             StoppedError: If it was asked to stop; likewise.
             TooManyFailuresError: If more items failed than may; likewise.
         """
-        decoding = Decoding(
-            self.source,
-            self._recipe,
-            self.staged,
-            workers=self._workers,
-            rows_ahead=self._workers * 2 + self._batch,
-            whole_items=self._by_item,
-            meter=self.meter,
-            progress=self.progress,
-            ahead=not self._careful,
-        )
+        decoding = self.decoding()
         pieces = decoding.pieces(work)
         collecting = Stage(None, ahead=_BATCHES_AHEAD, meter=self.meter)
         writing = _Writing(self.writer.store, self.meter)
@@ -215,12 +209,26 @@ class Engine:
             collecting.stop()
             writing.stop()
 
+    def decoding(self) -> Decoding:
+        """Make what decodes the rows of units; to be stopped."""
+        return Decoding(
+            self.source,
+            self._recipe,
+            self.staged,
+            workers=self._workers,
+            rows_ahead=self._workers * 2 + self._batch,
+            whole_items=self._by_item,
+            meter=self.meter,
+            progress=self.progress,
+            ahead=not self._careful,
+        )
+
     # A unit
 
     def _do_unit(self, unit: "_OpenUnit", pieces: Iterator[Piece], decoding: Decoding) -> None:
         self._check_failures()
         for _ in range(unit.work.unit.n_items):
-            self._check_stop()  # also where no item can be read
+            self.check_stop()  # also where no item can be read
             piece = next(pieces)
             try:
                 self._do_piece(piece, unit, decoding)
@@ -240,7 +248,7 @@ class Engine:
                     for row in block:
                         unit.put_row(piece.item_id, row.inputs)
                     done += len(block)
-                    self._check_stop()
+                    self.check_stop()
         except ItemError as exc:
             unit.fail(piece, str(exc), begun=head is not None)
         for _ in range(piece.n_rows - done):
@@ -249,7 +257,8 @@ class Engine:
         if self._by_item:
             unit.encode()
 
-    def _check_stop(self) -> None:
+    def check_stop(self) -> None:
+        """Raise `StoppedError` if it was asked to stop."""
         if self._stop.is_set():
             raise StoppedError("stopped; what was committed is whole")
 
@@ -277,7 +286,12 @@ class Engine:
         )
 
     def encode(
-        self, batch: Sequence[Staged | None], kinds: Sequence[str], channel: str | None
+        self,
+        batch: Sequence[Staged | None],
+        kinds: Sequence[str],
+        channel: str | None,
+        *,
+        plain: bool = False,
     ) -> "_Encoded":
         """Encode one batch in one pass.
 
@@ -285,6 +299,7 @@ class Engine:
             batch: None where a row failed. Not all are None.
             kinds: Of this channel.
             channel: Its name; None where all go together.
+            plain: Whether features come as float32, whatever the store keeps.
 
         Returns:
             Its features, maybe still on their way from the device.
@@ -295,15 +310,29 @@ class Engine:
             # One shape and one graph, also for what is left of a unit that was interrupted: what is
             # compiled for other outputs may differ in its last bits.
             rows += [None] * (self._batch - len(rows))
-            asked = [k for k in self._all_kinds if _channel(k) == channel]
-        bases = {kind: _base(kind) for kind in asked}
+            asked = [k for k in self._all_kinds if channel_of(k) == channel]
+        bases = {kind: base_of(kind) for kind in asked}
         with self._device_turn:
             encoded = _Encoded(self.encoder.device, self.meter)
             found = self.encoder(self._prepare.batch(rows), tuple(bases.values()))
             wanted = {k: found[base][: len(batch)] for k, base in bases.items() if k in kinds}
             self._check_shapes(wanted)
-            encoded.take(wanted)
+            as_it_is = _Keeping("float32", None, self.encoder.device)
+            encoded.take(
+                {
+                    kind: (as_it_is if plain else self._kept(kind))(values)
+                    for kind, values in wanted.items()
+                }
+            )
         return encoded
+
+    def _kept(self, kind: str) -> "_Keeping":
+        """Say how a kind is kept."""
+        if kind not in self._keeping:
+            dtype = self.writer.layout(kind).dtype
+            calibration = self.writer.store.calibration(kind)
+            self._keeping[kind] = _Keeping(dtype, calibration, self.encoder.device)
+        return self._keeping[kind]
 
     def tell(self, item_id: str, notes: Sequence[str]) -> None:
         """Say what a person should know of an item; of the first few only, the store has all."""
@@ -311,6 +340,11 @@ class Engine:
         if self._told <= _NOTES_TOLD:
             more = "; further notes stand in the records" if self._told == _NOTES_TOLD else ""
             self.progress.note(f"note: {item_id}: {'; '.join(notes)}{more}")
+
+    @property
+    def whole_items(self) -> bool:
+        """Whether all rows of an item pass through the encoder together."""
+        return self._by_item
 
     @property
     def batch(self) -> int:
@@ -325,13 +359,55 @@ class Engine:
     def _check_shapes(self, found: "Mapping[str, torch.Tensor]") -> None:
         """See that an encoder gives what its facts promise: zarr would cut off what is over."""
         for kind, features in found.items():
-            promised = self.writer.layout(kind).tail
+            promised = (*self.writer.layout(kind).tail[:-1], encoded_dim(kind, self._recipe))
             if tuple(features.shape[1:]) != promised:
                 raise RequestError(
                     f"{self.encoder.spec.name} gives {kind} of {_size(features.shape[1:])} where "
                     f"{_size(promised)} is stored; at its own "
                     f"{self.encoder.spec.native_px} px it may fit"
                 )
+
+
+class _Keeping:
+    """What becomes of a kind's features on the encoder's device before they are copied."""
+
+    def __init__(self, dtype: str, calibration: Calibration | None, device: "torch.device") -> None:
+        import torch
+
+        def there(values: npt.NDArray[np.float32] | None) -> "torch.Tensor | None":
+            return None if values is None else torch.tensor(values, device=device)
+
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.most = FLOAT16_MAX if dtype == "float16" else float(np.finfo(np.float32).max)
+        self._calibration = calibration
+        self._fitted: list[torch.Tensor | None] = []
+        if calibration is not None:
+            arrays = calibration.offset, calibration.basis, calibration.scale
+            self._fitted = [there(values) for values in arrays]
+
+    def __call__(self, values: "torch.Tensor") -> "_Kept":
+        """Make (rows, ...) what is stored."""
+        values = values.float()
+        if self._calibration is not None:
+            values = made_small(values, *self._fitted)
+        largest, clipped = values.abs().flatten(1).amax(1), None
+        if self.dtype.itemsize == 1:
+            clipped = (values.abs() > LARGEST_CODE).flatten(1).sum(1)
+            values = values.clip(-LARGEST_CODE, LARGEST_CODE)
+        return _Kept(values.to(self.dtype), largest, clipped, self.most)
+
+
+class _Kept(NamedTuple):
+    """The features of a batch: of torch, then of NumPy."""
+
+    rows: Any
+    """(rows, ...) of the store's type."""
+    largest: Any
+    """(rows,) the largest magnitude before they were cast."""
+    clipped: Any
+    """(rows,) how many numbers were cut off, of int8; else None."""
+    most: float
+    """The largest magnitude that can be kept."""
 
 
 class _Encoded:
@@ -356,14 +432,16 @@ class _Encoded:
             event.record(self._stream)
             self._events.append(event)
 
-    def take(self, features: "Mapping[str, torch.Tensor]") -> None:
-        """Cast, and begin the copies to the host."""
-        import torch
-
-        self._found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        for kind, values in features.items():
-            largest, half = values.abs().flatten(1).amax(1), values.to(torch.float16)
-            self._found[kind] = (self._to_host(half), self._to_host(largest))
+    def take(self, features: Mapping[str, _Kept]) -> None:
+        """Begin the copies to the host."""
+        self._found = {
+            kind: kept._replace(
+                rows=self._to_host(kept.rows),
+                largest=self._to_host(kept.largest),
+                clipped=None if kept.clipped is None else self._to_host(kept.clipped),
+            )
+            for kind, kept in features.items()
+        }
         self._mark()
         if self._stream is None:
             self._meter.add(ENCODE, time.monotonic() - self._began)
@@ -376,13 +454,20 @@ class _Encoded:
         pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         return pinned.copy_(values, non_blocking=True)
 
-    def result(self) -> dict[str, tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]]:
-        """Wait for the device: kind -> ((rows, ...) float16, (rows,) largest magnitude)."""
+    def result(self) -> dict[str, _Kept]:
+        """Wait for the device."""
         if self._stream is not None:
             first, last = self._events
             last.synchronize()
             self._meter.add(ENCODE, first.elapsed_time(last) / 1000)
-        return {kind: (half.numpy(), top.numpy()) for kind, (half, top) in self._found.items()}
+        return {
+            kind: kept._replace(
+                rows=kept.rows.numpy(),
+                largest=kept.largest.numpy(),
+                clipped=None if kept.clipped is None else kept.clipped.numpy(),
+            )
+            for kind, kept in self._found.items()
+        }
 
 
 class _OpenUnit:
@@ -478,8 +563,7 @@ class _OpenUnit:
             else:
                 self._fail(kind, piece.item_id, reason, replaces=True)
         if COORD in self._blocks and not begun:
-            columns = self._engine.writer.layout(COORD).tail
-            nothing = np.full((piece.n_rows, *columns), np.nan)
+            nothing = self._engine.writer.layout(COORD).nothing(piece.n_rows)
             self._collecting.put(partial(self._add, COORD, nothing))
 
     def _fail(self, kind: str, item_id: str, reason: str, *, replaces: bool = False) -> None:
@@ -497,7 +581,7 @@ class _OpenUnit:
         if not batch:
             return
         for number, channel in enumerate(self._engine.passes):
-            kinds = [kind for kind in self._row_kinds if _channel(kind) == channel]
+            kinds = [kind for kind in self._row_kinds if channel_of(kind) == channel]
             if not kinds:
                 continue
             inputs = [None if row is None else row[number] for row in batch]
@@ -516,20 +600,23 @@ class _OpenUnit:
 
     def _collect(self, encoded: _Encoded, present: Sequence[bool], owners: Sequence[str]) -> None:
         """Take a batch's features; those that cannot be kept become NaN and failures."""
-        for kind, (half, largest) in encoded.result().items():
+        for kind, found in encoded.result().items():
             with self._engine.meter.busy(COLLECT):
-                kept = largest <= FLOAT16_MAX  # False for NaN, too
-                for index in map(int, np.flatnonzero(~(kept & np.array(present)))):
-                    half[index] = np.nan
+                kept = (found.largest <= found.most) & np.array(present)  # False for NaN, too
+                for index in map(int, np.flatnonzero(~kept)):
+                    found.rows[index] = self._engine.writer.layout(kind).absent
                     if present[index]:
-                        reason = _why_not_kept(kind, float(largest[index]))
+                        reason = _why_not_kept(kind, float(found.largest[index]), found.most)
                         self._fail(kind, owners[index], reason)
-            self._add(kind, half)
+                if found.clipped is not None:
+                    gathering = self._gathered[kind]
+                    gathering.clipped += int(found.clipped[kept].sum())
+                    gathering.numbers += int(found.rows[kept].size)
+            self._add(kind, found.rows)
 
     def _add_nothing(self, kinds: Sequence[str], n_rows: int) -> None:
         for kind in kinds:
-            tail = self._engine.writer.layout(kind).tail
-            self._add(kind, np.full((n_rows, *tail), np.nan, np.float16))
+            self._add(kind, self._engine.writer.layout(kind).nothing(n_rows))
 
     def _add(self, kind: str, values: npt.NDArray[Any]) -> None:
         with self._engine.meter.busy(COLLECT):
@@ -538,7 +625,7 @@ class _OpenUnit:
             self._write_rows(kind, row, block)
 
     def _write_rows(self, kind: str, row: int, block: npt.NDArray[Any]) -> None:
-        if not np.isnan(block).all():
+        if not self._engine.writer.layout(kind).is_absent(block):
             number = row // len(block)
             self._write(kind, number, lambda writer: writer.write_rows(kind, row, block))
 
@@ -572,6 +659,7 @@ class _OpenUnit:
                     notes=gathering.notes,
                     objects=gathering.objects,
                     made_by=engine.made_by,
+                    fitted=writer.fitted(kind, gathering.clipped, gathering.numbers),
                 )
             )
         written = sum(o.bytes for g in self._gathered.values() for o in g.objects.values())
@@ -605,23 +693,11 @@ class _RowBlocks:
             yield self._row, block
 
 
-def _base(kind: str) -> str:
-    parsed = parse_kind(kind)
-    return parsed.base if parsed else kind
-
-
-def _channel(kind: str) -> str | None:
-    parsed = parse_kind(kind)
-    return parsed.channel if parsed else None
-
-
 def _size(shape: Sequence[int]) -> str:
     return " x ".join(str(n) for n in shape)
 
 
-def _why_not_kept(kind: str, largest: float) -> str:
-    if largest > FLOAT16_MAX and largest != float("inf"):
-        return (
-            f"{kind}: a feature of {largest:.6g} does not fit float16 (at most {FLOAT16_MAX:.0f})"
-        )
+def _why_not_kept(kind: str, largest: float, most: float) -> str:
+    if largest > most and largest != float("inf"):
+        return f"{kind}: a feature of {largest:.6g} does not fit float16 (at most {most:.0f})"
     return f"{kind}: features are NaN or infinite"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dinocache.options import JsonOption, StoreArgument, encoder_names, starting
-from dinocache.terminal import echo_json
+from dinocache.terminal import echo_json, print_rows
 
 __all__ = ["register"]
 
@@ -148,8 +148,7 @@ def import_(
     if json:
         echo_json({"store": str(made.folder), **facts})
     else:
-        for name, text in store_rows(made, facts):
-            print(f"{name:<14}{text}")
+        print_rows(store_rows(made, facts))
         for item in failed:
             print(f"failed: {item.item_id} ({item.failure.path}): {item.failure.reason}")
         print(f"store: {made.folder}")

@@ -12,7 +12,6 @@ References:
 import contextlib
 import hashlib
 import io
-import json
 import os
 import re
 import uuid
@@ -33,6 +32,7 @@ from dinocache.errors import RequestError, StoreIncompleteError
 from dinocache.layout import COORD, VECTOR_KINDS, is_vector_kind, parse_kind
 from dinocache.places import Where
 from dinocache.recipe import Recipe
+from dinocache.spreadsheets import as_text, write_csv
 from dinocache.store import FeatureStore
 
 __all__ = ["FORMATS", "Format", "export", "file_names", "possible_names"]
@@ -49,8 +49,6 @@ _DEVICE_NAME = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 _READABLE = 60
 _HASHED = 20
 """Hex digits of a sha256 behind a name that was changed: two of 10**9 do not meet."""
-_FORMULA = "=+-@\t\r\n"
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def export(
@@ -352,16 +350,16 @@ def _hdf5(chosen: _Chosen, item_id: str, dtype: str) -> memoryview:
     found = {kind: store.rows(kind, item_id).astype(dtype) for kind in chosen.kinds}
     placed = chosen.coords(item_id)
     with h5py.File(buffer, "w") as file:
-        file.attrs.update({**chosen.facts, "item_id": _text(item_id)})
+        file.attrs.update({**chosen.facts, "item_id": as_text(item_id)})
         for number, (kind, values) in enumerate(found.items()):
             name = kind if number else "features"
             dataset = file.create_dataset(name, data=values, chunks=_chunk(values))
             said = {key: chosen.facts[key] for key in ("encoder", "weights", "random_weights")}
-            dataset.attrs.update({**said, "name": _text(item_id), "kind": kind})
+            dataset.attrs.update({**said, "name": as_text(item_id), "kind": kind})
         if placed is not None:
             coords, said_of = _hdf5_coords(*placed, chosen.store.header.recipe)
             dataset = file.create_dataset("coords", data=coords, chunks=_chunk(coords))
-            dataset.attrs.update({**said_of, "name": _text(item_id)})
+            dataset.attrs.update({**said_of, "name": as_text(item_id)})
     return buffer.getbuffer()
 
 
@@ -489,7 +487,7 @@ def _array(group: Any, name: str, values: npt.NDArray[Any]) -> None:  # noqa: AN
 def _texts(group: Any, name: str, values: Iterable[object]) -> None:  # noqa: ANN401 - as above
     import h5py
 
-    data = [_text(value) for value in values]
+    data = [as_text(value) for value in values]
     made = group.create_dataset(name, data=data, shape=(len(data),), dtype=h5py.string_dtype())
     _encoded(made, "string-array", "0.2.0")
 
@@ -517,7 +515,7 @@ def _column_names(columns: Iterable[str], taken: set[str]) -> dict[str, str]:
     """Name columns as HDF5 can: without `/`, and no two alike."""
     names: dict[str, str] = {}
     for column in columns:
-        called = _text(column).replace("/", "_").strip(".") or "_"
+        called = as_text(column).replace("/", "_").strip(".") or "_"
         while called in taken:
             called += "_"
         taken.add(called)
@@ -542,7 +540,7 @@ def _column(group: Any, name: str, values: "pd.Series[Any]") -> None:  # noqa: A
     elif not missing.any():
         _texts(group, name, values.tolist())
     else:  # a text that is missing is a category of none: every version reads that
-        texts = [None if gone else _text(v) for v, gone in zip(values, missing, strict=True)]
+        texts = [None if gone else as_text(v) for v, gone in zip(values, missing, strict=True)]
         categories = sorted({text for text in texts if text is not None})
         code = {text: number for number, text in enumerate(categories)}
         made = group.create_group(name)
@@ -553,45 +551,21 @@ def _column(group: Any, name: str, values: "pd.Series[Any]") -> None:  # noqa: A
         _array(made, "codes", np.array(codes, np.int32))
 
 
-def _text(value: object) -> str:
-    """Write a cell as text that HDF5 takes; lists as JSON."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    text = json.dumps(value, default=str) if isinstance(value, list | dict) else str(value)
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
 # CSV
 
 
 def _csv(chosen: _Chosen, path: Path, *, vectors: bool) -> Path:
-    table = chosen.table.copy()
-    for column in table.columns:
-        if not pd.api.types.is_numeric_dtype(table[column].dtype):
-            table[column] = table[column].map(_harmless, na_action="ignore").astype(object)
-    table.columns = [_harmless(column) for column in table.columns]
-    parts = [table]
+    parts = [chosen.table]
     if vectors:
         for kind, values in chosen.vectors().items():
             names = [f"{kind}_{number}" for number in range(values.shape[1])]
             parts.append(pd.DataFrame(values, columns=names))
     if vectors or chosen.facts["random_weights"]:
         said: Mapping[str, Any] = {
-            f"dinocache_{key}": [_harmless(_word(chosen.facts[key]))] * len(table)
+            f"dinocache_{key}": [_word(chosen.facts[key])] * len(chosen.table)
             for key in ("encoder", "weights", "digest")
         }
         parts.append(pd.DataFrame(said))
     with _whole(path) as partial:
-        whole = pd.concat(parts, axis=1)
-        whole.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
+        write_csv(pd.concat(parts, axis=1), partial)
     return path
-
-
-def _harmless(value: object) -> object:
-    """Keep a spreadsheet from running a cell: an apostrophe before what it takes for a formula."""
-    if isinstance(value, bool | int | float | np.number):
-        return value
-    text = _text(value)
-    if text.startswith(tuple(_FORMULA)) and not _NUMBER.fullmatch(text):
-        return f"'{text}"
-    return text

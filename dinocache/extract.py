@@ -1,7 +1,6 @@
 """Extraction: plan what is missing of a store, do it, close it."""
 
 import itertools
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dinocache.calibrating import calibrate, kinds_to_fit
 from dinocache.changes import changed_sources
 from dinocache.closing import close_segment
 from dinocache.dataset import find_dataset
@@ -132,6 +132,9 @@ def prepare(job: Job) -> tuple[StoreWriter, list[UnitWork]]:
     writer = StoreWriter(job.settle())
     _plan(writer, job)
     work = list(unit_work(writer.store, job.features, job.request.part))
+    if to_fit := kinds_to_fit(writer, job.features):
+        engine = job.engine(writer, workers=job.workers)
+        calibrate(writer, engine, to_fit, job.progress, like=job.calibrated)
     if writer.store.missing(job.features):
         writer.prepare(job.features)
     if work:
@@ -314,7 +317,7 @@ def _warn_of_space(writer: StoreWriter, work: Sequence[UnitWork], progress: Prog
     needed = 0
     for unit_work in work:
         for kind in (k for k in unit_work.kinds if k not in NATIVE_KINDS):
-            needed += 2 * unit_work.unit.n_rows * math.prod(writer.layout(kind).tail)
+            needed += unit_work.unit.n_rows * writer.layout(kind).row_bytes
     path = writer.folder.path
     free = None if path is None else shutil.disk_usage(path).free
     if free is not None and needed > free:

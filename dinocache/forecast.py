@@ -1,15 +1,12 @@
 """What an extraction would do, would need, and how long it would take; nothing is written."""
 
 import itertools
-import math
 import shutil
 import statistics
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from dinocache.changes import Changes, changed_sources
 from dinocache.cost import gflop
@@ -232,8 +229,7 @@ def _bytes_a_row(job: Job, recipe: Recipe, grid: Grid, reading: Reading) -> dict
     masked = len(job.source.masks) / len(job.dataset.table)
     sizes = {"image": image, "mask": (reading.plane_px or image) * masked}
     for kind in (k for k in job.features if k not in NATIVE_KINDS):
-        layout = array_layout(kind, recipe, grid)
-        sizes[kind] = np.dtype(layout.dtype).itemsize * math.prod(layout.tail)
+        sizes[kind] = array_layout(kind, recipe, grid).row_bytes
     return {kind: sizes[kind] for kind in job.features}
 
 

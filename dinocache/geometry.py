@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from dinocache.errors import StoreDamagedError
 from dinocache.recipe import InputRecipe, ResizeRecipe
 
 __all__ = [
@@ -32,6 +33,8 @@ T = TypeVar("T", bound=np.generic)
 
 _TINY = 1e-6
 """Of a voxel: what rounding of affines makes of a whole number."""
+_MAX_SIDE, _MAX_VOXELS = 1 << 24, 1 << 40
+"""That a grid may claim to have, in all its volumes together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,23 +99,69 @@ class Geometry:
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> "Geometry":
-        """Read back what `to_attributes` gave."""
+        """Read back what `to_attributes` gave, which may be anybody's claim.
 
-        def matrix(key: str) -> Matrix | None:
-            found = attributes.get(key)
-            return None if found is None else np.array(found, np.float64).reshape(4, 4)
+        Args:
+            attributes: As JSON has them; all but `shape`, `volumes`, `affine`, `to_source` and
+                `source_shape` is left.
 
-        def triple(key: str) -> tuple[int, int, int] | None:
-            found = attributes.get(key)
-            return None if found is None else (int(found[0]), int(found[1]), int(found[2]))
-
+        Raises:
+            StoreDamagedError: If a grid is none, or larger than any file of ours; if a matrix is
+                not finite, or cannot be inverted.
+        """
+        volumes = attributes.get("volumes", 1)
+        if type(volumes) is not int or not 1 <= volumes <= _MAX_SIDE:
+            raise _refused("volumes", volumes, f"a whole number from 1 to {_MAX_SIDE:,}")
         return cls(
-            shape=triple("shape"),
-            volumes=int(attributes.get("volumes", 1)),
-            affine=matrix("affine"),
-            to_source=matrix("to_source"),
-            source_shape=triple("source_shape"),
+            shape=_claimed_shape(attributes, "shape", volumes),
+            volumes=volumes,
+            affine=_claimed_matrix(attributes, "affine"),
+            to_source=_claimed_matrix(attributes, "to_source"),
+            source_shape=_claimed_shape(attributes, "source_shape", volumes),
         )
+
+
+def _claimed_shape(
+    attributes: dict[str, Any], key: str, volumes: int
+) -> tuple[int, int, int] | None:
+    found = attributes.get(key)
+    if found is None:
+        return None
+    sides = found if isinstance(found, list | tuple) else ()
+    sound = len(sides) == 3 and all(type(n) is int and 1 <= n <= _MAX_SIDE for n in sides)
+    if not sound or math.prod(sides) * volumes > _MAX_VOXELS:
+        what = f"three whole numbers from 1 to {_MAX_SIDE:,}, of at most {_MAX_VOXELS:,} voxels"
+        raise _refused(key, found, what)
+    return sides[0], sides[1], sides[2]
+
+
+def _claimed_matrix(attributes: dict[str, Any], key: str) -> Matrix | None:
+    found = attributes.get(key)
+    if found is None:
+        return None
+    lines = found if isinstance(found, list | tuple) else ()
+    try:
+        if [len(line) for line in lines] != [4, 4, 4, 4]:
+            raise ValueError
+        if any(type(value) not in (int, float) for line in lines for value in line):
+            raise ValueError
+        matrix = np.array(lines, np.float64)
+        # An overflow on the way is no crash: what comes of it is not finite.
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(matrix).all() and np.isfinite(np.linalg.inv(matrix)).all()
+        if not finite or matrix[3].tolist() != [0, 0, 0, 1]:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):  # LinAlgError is a ValueError
+        what = "4 x 4 finite numbers that can be inverted, the last line 0, 0, 0, 1,"
+        raise _refused(key, found, what) from None
+    return matrix
+
+
+def _refused(key: str, found: object, expected: str) -> StoreDamagedError:
+    return StoreDamagedError(
+        f"an item's geometry has {key} {str(found)[:100]}; {expected} were expected. No dinocache "
+        "wrote that: extract the item anew, or copy the store from where it was made"
+    )
 
 
 def apply(matrix: Matrix, points: npt.ArrayLike) -> Matrix:

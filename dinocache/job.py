@@ -30,7 +30,16 @@ from dinocache.errors import (
     WeightsError,
 )
 from dinocache.items import channel_columns, check_name, mask_columns, same_labels
-from dinocache.layout import COORD, FORMAT, HEADER, check_kinds
+from dinocache.layout import (
+    COORD,
+    HEADER,
+    base_of,
+    check_kinds,
+    is_row_kind,
+    is_vector_kind,
+    layer_number,
+    needed_format,
+)
 from dinocache.libraries import find_encoder
 from dinocache.pace import usable_cores
 from dinocache.places import folder_of
@@ -44,6 +53,7 @@ from dinocache.recipe import (
     ReaderRecipe,
     Recipe,
     ResizeRecipe,
+    StorageRecipe,
     WeightsRecipe,
     WindowRecipe,
     model_folder,
@@ -54,6 +64,7 @@ from dinocache.request import (
     ExtractRequest,
     parse_channels,
     parse_resolution,
+    parse_storage,
     parse_windows,
 )
 from dinocache.source import Source, Watch
@@ -141,6 +152,11 @@ class Job:
                 f"{self.folder} is a part of the store {self.store.part.of}; extract into the "
                 "whole one, and pull again"
             )
+        if self.store and self.store.header.recipe.encoder.weights.is_declared:
+            raise RequestError(
+                f"{self.folder} holds imported features, and nothing is extracted into it: go on "
+                "with `dinocache import`, or give this a folder of its own with --variant NAME"
+            )
         self.reader = self._reader()
         self.source = self._source_of(self.dataset.table)
         self.channels = self._channels()
@@ -150,6 +166,9 @@ class Job:
         kinds = extracted_kinds(self.spec, asked, defaults.features, request.layers, names)
         self.features = check_kinds((*kinds, COORD) if self.reader.columns else kinds)
         self._check_windows()
+        # What cannot be met is refused before anything is read or made.
+        self._storage()
+        _ = self.calibrated
         modes = {window.mode for window in self.windows} - {"full-range"}
         if self._resize().arithmetic == "uint8" and modes:
             raise RequestError(
@@ -232,16 +251,59 @@ class Job:
             ),
             channels=self.channels,
             precision=self._precision(),
+            storage=self._storage(),
         )
+
+    def _storage(self) -> StorageRecipe:
+        request = self.request
+        known = self.store.header.recipe.storage if self.store else StorageRecipe()
+        return parse_storage(known, dtype=request.dtype, quantize=request.quantize, pca=request.pca)
+
+    @cached_property
+    def calibrated(self) -> FeatureStore | None:
+        """The store whose bases and scales are to be taken."""
+        if self.request.calibration is None:
+            return None
+        other = FeatureStore(self.request.calibration)
+        theirs = other.header.recipe
+        if theirs.storage != self._storage() or theirs.encoder.name != self.spec.name:
+            raise RequestError(
+                f"--calibration {self.request.calibration}: it keeps {theirs.encoder.name} as "
+                f"vectors {theirs.storage.vectors}, dense {theirs.storage.dense}; give the same "
+                "--model, --dtype, --quantize and --pca"
+            )
+        return other
 
     def new_grid(self) -> Grid:
         """Choose the grid of a new store."""
         asked = self.request.batch
         batch = default_batch(self.spec, self.resolution) if asked is None else asked
         rows = list(self.count_rows(self.dataset.table["item_id"].tolist()).values())
+        self._check_components(sum(rows))
         grid = make_grid(rows, unit_rows=self.request.unit_rows, batch=batch)
+        grid = replace(grid, codec=self.request.codec or "none")
         # No pass is larger than a unit.
         return grid if asked else replace(grid, batch=min(batch, grid.unit_rows))
+
+    def _check_components(self, n_rows: int) -> None:
+        """Refuse more components than there are channels, or vectors to fit them on."""
+        storage, spec = self._storage(), self.spec
+        for kind in filter(is_row_kind, self.features):
+            is_vector = is_vector_kind(kind)
+            form = storage.vectors if is_vector else storage.dense
+            most = (spec.embed_dim or spec.dim) if base_of(kind) == "embed" else spec.dim
+            if not is_vector:
+                layer = layer_number(kind)
+                most = spec.pyramid[layer][1] if spec.pyramid and layer is not None else spec.dim
+            what = f"{kind} of {spec.name} has {most} channels"
+            fitted = n_rows * 2 // 3 - 1
+            if is_vector and fitted < most and self.request.calibration is None:
+                most, what = fitted, f"{kind} is fitted on {fitted + 1} of {n_rows} rows"
+            if form.pca is not None and form.pca > most:
+                raise RequestError(
+                    f"--pca {self.request.pca}: {what}; give at most {max(most, 1)}, or "
+                    f"--pca {form.pca}:dense for maps alone"
+                )
 
     def better_batch(self, grid: Grid) -> int | None:
         """Suggest a batch for the device at hand; None if the grid's is as good."""
@@ -419,14 +481,14 @@ class Job:
     def _new_header(self, encoder: "Encoder") -> Header:
         import torch
 
-        recipe = self._recipe_with(encoder)
+        recipe, grid = self._recipe_with(encoder), self.new_grid()
         return Header(
-            format=FORMAT,
+            format=needed_format(recipe, grid),
             dataset=self.dataset.name,
             variant=self.request.variant,
             recipe=recipe,
             digest=recipe.digest,
-            grid=self.new_grid(),
+            grid=grid,
             execution=Execution(
                 device=self.device.split(":")[0],
                 threads=torch.get_num_threads(),
@@ -491,6 +553,7 @@ class Job:
         for option, ours, theirs in (
             ("--batch", grid.batch, self.request.batch),
             ("--unit-rows", grid.unit_rows, self.request.unit_rows),
+            ("--codec", grid.codec, self.request.codec),
         ):
             if theirs is not None and theirs != ours:
                 differences.append(f"{option}: {ours} in the store, {theirs} asked for")

@@ -5,19 +5,25 @@ are the same bytes whatever its version, and `verify` can compare them.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
 from dinocache.errors import RequestError
 from dinocache.plan import Grid
-from dinocache.recipe import Recipe
+from dinocache.recipe import FormRecipe, Recipe, StorageRecipe
 
 __all__ = [
+    "CALIBRATION",
     "COORD",
     "FEATURES",
-    "FORMAT",
+    "FORMATS",
     "HEADER",
     "ITEM_PREFIX",
     "NATIVE",
@@ -33,26 +39,36 @@ __all__ = [
     "ArrayLayout",
     "Kind",
     "array_document",
+    "array_kind",
     "array_layout",
+    "base_of",
+    "calibration_name",
+    "channel_of",
     "check_kinds",
+    "encoded_dim",
+    "fitted_document",
+    "form_of",
     "group_document",
     "is_row_kind",
     "is_vector_kind",
     "layer_kind",
     "layer_number",
     "native_document",
+    "needed_format",
     "parse_kind",
     "record_name",
     "thumb_name",
 ]
 
-FORMAT = 3
+FORMATS = 3, 4
+"""Versions that are read; 3 has no features that are kept smaller than float16."""
 HEADER = "store.json"
 PLANS = "plans"
 UNITS = "units"
 RUNS = "runs"
 FEATURES = "features.zarr"
 NATIVE = "native.zarr"
+CALIBRATION = "calibration"
 THUMBS = "thumbs"
 THUMB_SIZE = "size"
 """Text chunk of a thumbnail: width and height of the slide, level-0 px."""
@@ -68,10 +84,13 @@ _KIND = re.compile(
     r"(?P<base>cls|mean|embed|dense(?:\.L(?P<layer>\d\d))?)(?:\.(?P<channel>(?!l\d\d$)[a-z0-9_]+))?"
 )
 
+ABSENT_CODE = -128
 _MAX_SHARD_BYTES = 128 << 20
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
 _ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
+_BLOSC = {"cname": "zstd", "clevel": 5, "blocksize": 0}
+_FITTED = re.compile(r"(?P<kind>.+)_(?:offset|basis|scale)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +102,7 @@ class ArrayLayout:
         axis: What its first axis counts.
         tail: The other axes.
         dtype: Of the stored numbers.
+        codec: That compresses them, or `none`.
         file_rows: Rows in one file: a chunk, or a shard of chunks of one row.
         sharded: Whether a file holds several chunks.
         columns: (name, unit) of each number in a row, of coordinates.
@@ -91,8 +111,9 @@ class ArrayLayout:
     kind: str
     axis: Literal["row", "item"]
     tail: tuple[int, ...]
-    dtype: Literal["float16", "float32", "float64"]
+    dtype: Literal["int8", "float16", "float32", "float64"]
     file_rows: int
+    codec: Literal["none", "zstd", "blosc"] = "none"
     sharded: bool = False
     columns: tuple[tuple[str, str], ...] = ()
 
@@ -107,6 +128,25 @@ class ArrayLayout:
         """
         name = ".".join(["c", str(index), *["0"] * len(self.tail)])
         return f"{FEATURES}/{self.kind}/{name}"
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row, before it is compressed."""
+        return math.prod(self.tail) * np.dtype(self.dtype).itemsize
+
+    @property
+    def absent(self) -> float:
+        """What stands where nothing is: NaN, or the one int8 that no feature becomes."""
+        return ABSENT_CODE if self.dtype == "int8" else math.nan
+
+    def is_absent(self, block: npt.NDArray[Any]) -> bool:
+        """Tell whether nothing is in a whole block."""
+        nothing = block == ABSENT_CODE if self.dtype == "int8" else np.isnan(block)
+        return bool(nothing.all())
+
+    def nothing(self, n_rows: int) -> npt.NDArray[Any]:
+        """Make rows in which nothing is."""
+        return np.full((n_rows, *self.tail), self.absent, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -130,6 +170,18 @@ def parse_kind(name: str) -> Kind | None:
     if match is None:
         return None
     return Kind(match["base"], int(match["layer"]) if match["layer"] else None, match["channel"])
+
+
+def base_of(kind: str) -> str:
+    """Name what the encoder is asked for, `dense.L05` of `dense.L05.pet`; any other kind itself."""
+    parsed = parse_kind(kind)
+    return parsed.base if parsed else kind
+
+
+def channel_of(kind: str) -> str | None:
+    """Name the channel of a kind, `pet` of `dense.L05.pet`; None where it has none."""
+    parsed = parse_kind(kind)
+    return parsed.channel if parsed else None
 
 
 def layer_number(kind: str) -> int | None:
@@ -185,6 +237,30 @@ def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(given, key=rank))
 
 
+def needed_format(recipe: Recipe, grid: Grid) -> int:
+    """Say which version of the format a store needs that is made so: the oldest that has it all."""
+    plain = recipe.storage == StorageRecipe() and grid.codec == "none"
+    return FORMATS[0] if plain else FORMATS[-1]
+
+
+def form_of(kind: str, recipe: Recipe) -> FormRecipe | None:
+    """Say how a row kind is kept; None for any other kind."""
+    parsed = parse_kind(kind)
+    if parsed is None:
+        return None
+    return recipe.storage.vectors if parsed.base in VECTOR_KINDS else recipe.storage.dense
+
+
+def encoded_dim(kind: str, recipe: Recipe) -> int:
+    """Say how many channels the encoder gives of a row kind, before any of them are left out."""
+    parsed, encoder = parse_kind(kind), recipe.encoder
+    if parsed is None:
+        raise AssertionError(f"{kind} is no array of features")
+    if parsed.base == "embed":
+        return encoder.embed_dim or encoder.dim
+    return encoder.dim if parsed.base in VECTOR_KINDS else encoder.layer_shape(parsed.layer)[1]
+
+
 def array_layout(kind: str, recipe: Recipe, grid: Grid) -> ArrayLayout:
     """Say how an array of features is laid out.
 
@@ -205,29 +281,36 @@ def array_layout(kind: str, recipe: Recipe, grid: Grid) -> ArrayLayout:
             file_rows=grid.chunk_rows,
             columns=recipe.reader.columns,
         )
-    encoder = recipe.encoder
     of_row = kind.removeprefix(ITEM_PREFIX)
-    parsed = parse_kind(of_row)
-    if parsed is None:
+    parsed, form = parse_kind(of_row), form_of(of_row, recipe)
+    if parsed is None or form is None:
         raise AssertionError(f"{kind} is no array of features")
-    dim = encoder.embed_dim or encoder.dim if parsed.base == "embed" else encoder.dim
-    if kind != of_row:
-        return ArrayLayout(
-            kind=kind, axis="item", tail=(dim,), dtype="float32", file_rows=grid.item_chunk_rows
-        )
+    dim = form.pca or encoded_dim(of_row, recipe)
     if parsed.base in VECTOR_KINDS:
+        is_item = kind != of_row
         return ArrayLayout(
-            kind=kind, axis="row", tail=(dim,), dtype="float16", file_rows=grid.chunk_rows
+            kind=kind,
+            axis="item" if is_item else "row",
+            tail=(dim,),
+            dtype="float32" if is_item else form.dtype,
+            file_rows=grid.item_chunk_rows if is_item else grid.chunk_rows,
+            codec=grid.codec,
         )
-    patch, dim = encoder.layer_shape(parsed.layer)
+    patch, _ = recipe.encoder.layer_shape(parsed.layer)
     height, width = recipe.input.resolution
     tail = (height // patch, width // patch, dim)
-    map_bytes = tail[0] * tail[1] * tail[2] * 2
+    map_bytes = math.prod(tail) * np.dtype(form.dtype).itemsize
     rows = grid.chunk_rows
     while rows > 1 and rows * map_bytes > _MAX_SHARD_BYTES:
         rows //= 2
     return ArrayLayout(
-        kind=kind, axis="row", tail=tail, dtype="float16", file_rows=rows, sharded=True
+        kind=kind,
+        axis="row",
+        tail=tail,
+        dtype=form.dtype,
+        codec=grid.codec,
+        file_rows=rows,
+        sharded=True,
     )
 
 
@@ -241,11 +324,11 @@ def array_document(layout: ArrayLayout, length: int) -> bytes:
     Returns:
         The file's bytes (Zarr core specification, version 3.0; sharding: ZEP 2).
     """
-    codecs: list[dict[str, Any]] = [_BYTES, _CRC]
+    codecs = _codecs(layout)
     if layout.sharded:
         configuration = {
             "chunk_shape": [1, *layout.tail],
-            "codecs": [_BYTES, _CRC],
+            "codecs": codecs,
             "index_codecs": [_BYTES, _CRC],
             "index_location": "end",
         }
@@ -259,11 +342,61 @@ def array_document(layout: ArrayLayout, length: int) -> bytes:
         shape=[length, *layout.tail],
         chunk=[layout.file_rows, *layout.tail],
         dtype=layout.dtype,
-        fill="NaN",
+        fill=ABSENT_CODE if layout.dtype == "int8" else "NaN",
         codecs=codecs,
         names=[layout.axis, *names],
         attributes=attributes,
     )
+
+
+def _codecs(layout: ArrayLayout) -> list[dict[str, Any]]:
+    """List what becomes of a chunk; a checksum is last, so that it is of the bytes in the file."""
+    item_bytes = np.dtype(layout.dtype).itemsize
+    codecs: list[dict[str, Any]] = [{"name": "bytes"} if item_bytes == 1 else _BYTES]
+    if layout.codec == "zstd":
+        codecs.append(_ZSTD)
+    elif layout.codec == "blosc":
+        # Bits of a kind side by side: bytes of floats have little in common otherwise.
+        configuration = {**_BLOSC, "typesize": item_bytes, "shuffle": "bitshuffle"}
+        codecs.append({"name": "blosc", "configuration": configuration})
+    return [*codecs, _CRC]
+
+
+def calibration_name(kind: str) -> str:
+    """Name of what was fitted for a kind, as `calibration/dense.json`."""
+    return f"{CALIBRATION}/{kind}.json"
+
+
+def array_kind(name: str) -> str:
+    """Name the kind whose array this is, or what belongs to it, as `dense` for `dense_scale`."""
+    match = _FITTED.fullmatch(name)
+    return match["kind"] if match else name
+
+
+def fitted_document(name: str, values: npt.NDArray[np.float32]) -> dict[str, bytes]:
+    """Write a small array of what was fitted, for whoever reads the store by Zarr alone.
+
+    Args:
+        name: `dense_offset`, `dense_basis`, `dense_scale`.
+        values: (dim,), (dim, components), (components,).
+
+    Returns:
+        Path within the store -> the file's bytes: of its `zarr.json` and its one chunk.
+    """
+    shape = list(values.shape)
+    document = _array(
+        shape=shape,
+        chunk=shape,
+        dtype="float32",
+        fill="NaN",
+        codecs=[_BYTES, _CRC],
+        names=["feature", "component"][: len(shape)],
+        attributes={},
+    )
+    raw = np.ascontiguousarray(values, "<f4").tobytes()
+    chunk = raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
+    key = ".".join(["c", *["0"] * len(shape)])
+    return {f"{FEATURES}/{name}/zarr.json": document, f"{FEATURES}/{name}/{key}": chunk}
 
 
 def native_document(

@@ -1,18 +1,28 @@
 """What the command line prints of encoders and stores."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dinocache.calibration import NEIGHBOURS
 from dinocache.checkpoints import FAMILIES
 from dinocache.cost import gflop
 from dinocache.pseudonyms import telling_columns
-from dinocache.recipe import WindowRecipe
+from dinocache.recipe import Recipe, WindowRecipe
+from dinocache.records import Header
 from dinocache.spec import EncoderSpec, takes
 from dinocache.store import FeatureStore
+from dinocache.terminal import console
 from dinocache.weights import cached_weights
 
-__all__ = ["encoder_facts", "print_encoders", "shown", "store_facts", "store_rows"]
+__all__ = [
+    "encoder_facts",
+    "print_encoders",
+    "shown",
+    "storage_facts",
+    "storage_rows",
+    "store_facts",
+    "store_rows",
+]
 
 
 def encoder_facts(spec: EncoderSpec) -> dict[str, Any]:
@@ -59,7 +69,6 @@ def encoder_facts(spec: EncoderSpec) -> dict[str, Any]:
 
 def print_encoders(rows: Sequence[dict[str, Any]]) -> None:
     """Print facts of several encoders as a table, on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -83,7 +92,7 @@ def print_encoders(rows: Sequence[dict[str, Any]]) -> None:
             row["licence"].removesuffix("-license"),
         )
     # Piped, a table is as wide as its rows, not as a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console(width=120).print(table)
     for row in rows:
         if row["untested"]:
             print(f"* {row['name']} is untested: {row['untested']}")
@@ -135,6 +144,7 @@ def store_facts(store: FeatureStore) -> dict[str, Any]:
         "failed_items": len(failures),
         "notes": notes,
         "kinds": kinds,
+        "storage": storage_facts(store),
         "columns": list(store.items.columns),
         "could_identify": telling_columns(store),
         "part": None if store.part is None else store.part.model_dump(mode="json"),
@@ -157,11 +167,39 @@ def store_rows(store: FeatureStore, facts: Mapping[str, Any]) -> list[tuple[str,
         (name, text) of each line.
     """
     header, kinds, notes = store.header, facts["kinds"], facts["notes"]
-    encoder, given = header.recipe.encoder, header.recipe.input
-    reader, channels = header.recipe.reader, header.recipe.channels
-    told = [f"{key}={shown(value)}" for key, value in reader.options.items() if value is not None]
+    channels, imported = header.recipe.channels, header.recipe.encoder.weights.is_declared
+    command = "import" if imported else "extract"
+    where = "" if imported else f" on {header.execution.device}"
     return [
         ("dataset", f"{header.dataset}{f' ({header.variant})' if header.variant else ''}"),
+        *(_as_declared(header) if imported else _as_extracted(header.recipe)),
+        *(
+            [("channels", f"{channels.mode}: {', '.join(channels.names)}")]
+            if channels.names
+            else []
+        ),
+        ("precision", "not known" if imported else header.recipe.precision),
+        ("stored as", _stored_as(header)),
+        *storage_rows(facts["storage"]),
+        ("items", f"{facts['items']} ({facts['failed_items']} failed), {facts['rows']} rows"),
+        *((kind, f"{n['committed']} of {n['units']} units") for kind, n in kinds.items()),
+        *([("notes", f"of {len(notes)} items; --json lists them")] if notes else []),
+        (
+            "complete",
+            "yes" if facts["complete"] else f"no: run the same `dinocache {command}` again",
+        ),
+        *([("part", f"of {store.part.of}")] if store.part else []),
+        ("columns", ", ".join(facts["columns"])),
+        ("of these, who", f"{', '.join(facts['could_identify'])} could tell who somebody is"),
+        ("digest", header.digest),
+        ("made", f"{header.provenance.get('created')}{where}"),
+    ]
+
+
+def _as_extracted(recipe: Recipe) -> list[tuple[str, str]]:
+    encoder, given, reader = recipe.encoder, recipe.input, recipe.reader
+    told = [f"{key}={shown(value)}" for key, value in reader.options.items() if value is not None]
+    return [
         ("encoder", f"{encoder.name}, {encoder.dim} wide, patch {encoder.patch_px} px"),
         ("weights", f"{encoder.weights.name}, sha256 {encoder.weights.sha256[:16]}..."),
         *([("RoPE periods", encoder.rope)] if encoder.rope else []),
@@ -171,22 +209,89 @@ def store_rows(store: FeatureStore, facts: Mapping[str, Any]) -> list[tuple[str,
             f"{', '.join(_window(w) for w in given.windows)}, resized in {given.resize.arithmetic}",
         ),
         ("reader", " ".join([reader.name, *told])),
-        *(
-            [("channels", f"{channels.mode}: {', '.join(channels.names)}")]
-            if channels.names
-            else []
-        ),
-        ("precision", f"{header.recipe.precision}, stored as {header.recipe.dtype}"),
-        ("items", f"{facts['items']} ({facts['failed_items']} failed), {facts['rows']} rows"),
-        *((kind, f"{n['committed']} of {n['units']} units") for kind, n in kinds.items()),
-        *([("notes", f"of {len(notes)} items; --json lists them")] if notes else []),
-        ("complete", "yes" if facts["complete"] else "no: run the same `dinocache extract` again"),
-        *([("part", f"of {store.part.of}")] if store.part else []),
-        ("columns", ", ".join(facts["columns"])),
-        ("of these, who", f"{', '.join(facts['could_identify'])} could tell who somebody is"),
-        ("digest", header.digest),
-        ("made", f"{header.provenance.get('created')} on {header.execution.device}"),
     ]
+
+
+def _as_declared(header: Header) -> list[tuple[str, str]]:
+    """Say of imported features what somebody said: nothing else is known of them."""
+    encoder, options = header.recipe.encoder, header.recipe.reader.options
+    kind, (height, width) = ", ".join(encoder.vectors), header.recipe.input.resolution
+    wide = encoder.embed_dim if kind == "embed" and encoder.embed_dim else encoder.dim
+    said = options.get("declared")
+    sides = [
+        f"{shown(said[key])} {unit}"
+        for key, unit in (("tile_px", "px"), ("mpp", "um/px"))
+        if isinstance(said, dict) and key in said
+    ]
+    within = f", there {options['key']!r}" if options.get("key") else ""
+    return [
+        ("encoder", f"{encoder.name}, {wide} wide, as declared"),
+        ("weights", f"{encoder.weights.name.removeprefix('declared:')}, as declared"),
+        ("input", f"{height} x {width} px, as declared; how images became that is not known"),
+        *([("tiles", f"{' at '.join(sides)}, as declared")] if sides else []),
+        (
+            "imported",
+            f"{kind} of {header.provenance.get('imported_from', 'files of others')} "
+            f"({shown(options.get('format'))}{within})",
+        ),
+    ]
+
+
+def _stored_as(header: Header) -> str:
+    storage, codec = header.recipe.storage, header.grid.codec
+    forms = f"{storage.vectors}"
+    if storage.dense != storage.vectors:
+        forms = f"vectors {storage.vectors}; dense {storage.dense}"
+    return forms if codec == "none" else f"{forms}; compressed by {codec}"
+
+
+def storage_facts(store: FeatureStore) -> dict[str, Any]:
+    """Say what it cost to keep features small, kind by kind.
+
+    Args:
+        store: The store.
+
+    Returns:
+        Kind -> what was measured when it was made, and `clipped_in_all`: the share of all stored
+        numbers that int8 cut off, None where that is not known.
+    """
+    facts: dict[str, Any] = {}
+    for kind in store.kinds:
+        if (calibration := store.calibration(kind)) is None:
+            continue
+        records = (store.record(w.unit, w.kind) for w in store.work([kind]) if w.kind == kind)
+        fitted = [record.fitted for record in records if record and record.fitted]
+        clipped = [one.clipped for one in fitted if one.clipped is not None]
+        numbers = sum(one.numbers for one in fitted)
+        known = bool(numbers) and len(clipped) == len(fitted)
+        facts[kind] = {
+            **calibration.cost.model_dump(mode="json"),
+            "fitted_items": calibration.fitted_items,
+            "fitted_vectors": calibration.fitted_vectors,
+            "clipped_in_all": sum(clipped) / numbers if known else None,
+        }
+    return facts
+
+
+def storage_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say for people what `storage_facts` found: (name, text) of each line."""
+    rows = []
+    for kind, cost in facts.items():
+        told = [f"cosine {cost['cosine']:.5f} (least {cost['cosine_least']:.4f})"]
+        told.append(f"relative error {cost['relative_error']:.2%}")
+        if cost["variance"] is not None:
+            told.append(f"{cost['variance']:.2%} of the variance kept")
+        if cost["neighbours"] is not None:
+            told.append(f"{cost['neighbours']:.1%} of the {NEIGHBOURS} nearest stay")
+        if cost["clipped_in_all"] is not None:
+            told.append(f"{cost['clipped_in_all']:.2g} of all numbers cut off")
+        others = "others" if cost["held_out"] else "the same"
+        where = (
+            f"measured on {cost['vectors']} vectors of {cost['items']} items, fitted on "
+            f"{cost['fitted_vectors']} of {cost['fitted_items']} {others}"
+        )
+        rows.append((f"{kind}, kept small", f"{', '.join(told)}; {where}"))
+    return rows
 
 
 def _window(window: WindowRecipe) -> str:

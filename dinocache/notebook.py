@@ -183,11 +183,11 @@ class Store:
         ids, vectors = self.store.item_vectors(kind)
         return pd.DataFrame(vectors, index=pd.Index(ids, name="item_id"))
 
-    def bag(self, item_id: str, kind: str = "cls") -> npt.NDArray[np.float16]:
+    def bag(self, item_id: str, kind: str = "cls") -> npt.NDArray[np.float16 | np.float32]:
         """Read the rows of an item, (n_rows, dim)."""
         return self.store.rows(kind, item_id)
 
-    def dense(self, item_id: str, kind: str = "dense") -> npt.NDArray[np.float16]:
+    def dense(self, item_id: str, kind: str = "dense") -> npt.NDArray[np.float16 | np.float32]:
         """Read the maps of an item, (n_rows, grid_height, grid_width, dim)."""
         return self.store.rows(kind, item_id)
 

@@ -1,21 +1,31 @@
 """Options and arguments of the command `dinocache`, with their help and their completion by Tab."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dinocache.errors import RequestError
+
 RESIZES = ("squash", "pad", "crop")
 ARITHMETICS = ("float32", "uint8")
 ROPES = ("auto", "float32")
 PRECISIONS = ("fp32", "bf16")
+CODECS = ("none", "zstd", "blosc")
 CLUSTERS = ("local:", "gpu", "slurm:", "tcp://")
 
 
 def starting(choices: Sequence[str]) -> Callable[[str], list[str]]:
     """Complete one of a few words."""
     return lambda incomplete: [word for word in choices if word.startswith(incomplete)]
+
+
+def choice(option: str, value: str | None, choices: Collection[str]) -> str | None:
+    """Let one of a few words through, or none; raises `RequestError`."""
+    if value is not None and value not in choices:
+        raise RequestError(f"{option} {value!r}: choose from {', '.join(choices)}")
+    return value
 
 
 def encoder_names(start: str) -> list[str]:
@@ -204,6 +214,46 @@ PrecisionOption = Annotated[
     typer.Option(
         autocompletion=starting(PRECISIONS),
         help="fp32 or bf16. Default: bf16 on cuda, fp32 elsewhere.",
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=starting(("float16", "float32")),
+        help="How features are kept: float16 (default) or float32; float32:dense or "
+        "float32:vectors for one sort. Fixed for a store, like the next two.",
+    ),
+]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=starting(("int8", "int8:dense", "int8:vectors", "none")),
+        help="int8: half the bytes of float16, with a scale a channel that is fitted on a sample; "
+        "int8:dense for maps alone. `dinocache info` says what it cost.",
+    ),
+]
+PcaOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep so many principal components, fitted on a sample, instead of all channels: 64, "
+        "or 64:dense for maps alone. A store has its own basis: --calibration gives it that "
+        "of another, which it can be compared with then."
+    ),
+]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STORE",
+        help="Take the bases and scales of another store, so that components can be compared: for "
+        "training on the one and testing on the other. Default: fit them on a sample of the items.",
+    ),
+]
+CodecOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=starting(CODECS),
+        help="Compress the features: none (default; float16 hardly shrinks), zstd or blosc, worth "
+        "it for int8 on slow links. Fixed for a store.",
     ),
 ]
 CompiledOption = Annotated[

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from dinocache.documents import Body
 from dinocache.errors import RequestError, StoreDamagedError
@@ -37,12 +38,14 @@ class Grid:
         item_chunk_rows: Rows in a chunk of `item_cls` and `item_mean`.
         unit_rows: Rows that a unit is filled up to.
         batch: Rows that pass through the encoder together; the last of a unit may be fewer.
+        codec: That compresses the features' chunks.
     """
 
     chunk_rows: int
     item_chunk_rows: int
     unit_rows: int
     batch: int
+    codec: Literal["none", "zstd", "blosc"] = "none"
 
     def __post_init__(self) -> None:
         """Refuse what no plan was made on: a store that somebody else made may say anything."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol, TextIO
 
 from dinocache.meter import busy_text
+from dinocache.terminal import console
 
 __all__ = [
     "LineProgress",
@@ -101,7 +102,6 @@ class RichProgress:
     """One bar with rows a second, bytes and time left."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
@@ -112,7 +112,7 @@ class RichProgress:
             TextColumn("{task.fields[written]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[busy]}", style="dim"),
-            console=Console(stderr=True),
+            console=console(stderr=True),
         )
         self._task = self._bar.add_task(
             "", total=None, visible=False, rate=0.0, written="0 B", busy=""
@@ -122,7 +122,7 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Say the line above the bar."""
-        self._bar.console.print(text, highlight=False, markup=False)
+        self._bar.console.print(text)
 
     def start(self, total_rows: int, done_rows: int) -> None:
         """Show the bar."""

@@ -9,7 +9,15 @@ import math
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from dinocache.documents import canonical
 from dinocache.errors import RecipeMismatchError, StoreDamagedError
@@ -17,10 +25,12 @@ from dinocache.errors import RecipeMismatchError, StoreDamagedError
 __all__ = [
     "ChannelsRecipe",
     "EncoderRecipe",
+    "FormRecipe",
     "InputRecipe",
     "ReaderRecipe",
     "Recipe",
     "ResizeRecipe",
+    "StorageRecipe",
     "WeightsRecipe",
     "WindowRecipe",
     "model_folder",
@@ -144,6 +154,35 @@ class ChannelsRecipe(_Part):
     names: tuple[str, ...] = ()
 
 
+class FormRecipe(_Part):
+    """How features of a sort are kept.
+
+    `pca` components are kept of them, fitted on a sample; `int8` has a scale a channel, likewise.
+    `rounded` says that they were float16 before they were made so small (`dinocache compact`).
+    """
+
+    dtype: Literal["float16", "float32", "int8"] = "float16"
+    pca: int | None = Field(default=None, ge=1)
+    rounded: Literal["float16"] | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether scales or a basis are needed, which are fitted on a sample of the features."""
+        return self.dtype == "int8" or self.pca is not None
+
+    def __str__(self) -> str:
+        """Say it in a few words: `64 components, int8`."""
+        components = "" if self.pca is None else f"{self.pca} components, "
+        return f"{components}{self.dtype}{' (float16 before)' if self.rounded else ''}"
+
+
+class StorageRecipe(_Part):
+    """How vectors are kept, and maps of patch vectors."""
+
+    vectors: FormRecipe = FormRecipe()
+    dense: FormRecipe = FormRecipe()
+
+
 class Recipe(_Part):
     """Every choice that changes a number."""
 
@@ -152,7 +191,23 @@ class Recipe(_Part):
     reader: ReaderRecipe
     channels: ChannelsRecipe = ChannelsRecipe()
     precision: Literal["fp32", "bf16"]
-    dtype: Literal["float16"] = "float16"
+    storage: StorageRecipe = StorageRecipe()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_plain(cls, body: Any) -> Any:  # noqa: ANN401 - whatever a file holds
+        """Take `dtype: float16`, which stands for storage where all is kept plainly."""
+        if isinstance(body, dict) and "storage" not in body and body.get("dtype") == "float16":
+            return {key: value for key, value in body.items() if key != "dtype"}
+        return body
+
+    @model_serializer(mode="wrap")
+    def _write_plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = write(self)
+        if self.storage == StorageRecipe():
+            del body["storage"]
+            body["dtype"] = "float16"
+        return body
 
     @property
     def digest(self) -> str:
@@ -176,9 +231,10 @@ class Recipe(_Part):
         Returns:
             Dotted field -> (value here, value there); empty where the digests are equal.
         """
-        ours, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        plain = {"storage": StorageRecipe().model_dump(mode="json")}
+        ours, theirs = (_flat(plain | recipe.model_dump(mode="json")) for recipe in (self, other))
         facts = (f"encoder.{fact}" for fact in _FACTS)
-        left_out = ("encoder.weights.name", "reader.columns", *facts)
+        left_out = ("encoder.weights.name", "reader.columns", "dtype", *facts)
         fields = [f for f in ours | theirs if f not in left_out]
         return {f: (ours.get(f), theirs.get(f)) for f in fields if ours.get(f) != theirs.get(f)}
 
@@ -219,8 +275,12 @@ def _check_sizes(recipe: Recipe, name: str) -> None:
         raise StoreDamagedError(f"{name}: the recipe's sizes are not from 1 to {_MOST_PX}")
     if encoder.pyramid and len(encoder.pyramid) != encoder.depth:
         raise StoreDamagedError(f"{name}: the recipe has {len(maps)} of {encoder.depth} layers")
+    for form in (recipe.storage.vectors, recipe.storage.dense):
+        if (form.pca or 1) > max(dims):
+            raise StoreDamagedError(f"{name}: by its recipe {form.pca} components are of {dims[0]}")
     height, width = recipe.input.resolution
-    largest = max((height // patch) * (width // patch) * dim * 2 for patch, dim in maps)
+    item_bytes = 4 if recipe.storage.dense.dtype == "float32" else 2
+    largest = max((height // patch) * (width // patch) * dim for patch, dim in maps) * item_bytes
     if largest > _MOST_MAP_BYTES:
         raise StoreDamagedError(
             f"{name}: by its recipe a map has {largest} bytes, more than {_MOST_MAP_BYTES}"

@@ -11,11 +11,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dinocache.documents import Body
 from dinocache.errors import RequestError, StoreDamagedError
 from dinocache.items import check_name
-from dinocache.layout import FEATURES, FORMAT, NATIVE, THUMBS
+from dinocache.layout import FEATURES, FORMATS, NATIVE, THUMBS
 from dinocache.plan import Grid
 from dinocache.recipe import Recipe
 
-__all__ = ["Execution", "Failure", "Header", "Part", "Record", "Run", "Seal", "StoredObject"]
+__all__ = [
+    "Execution",
+    "Failure",
+    "Fitted",
+    "Header",
+    "Part",
+    "Record",
+    "Run",
+    "Seal",
+    "StoredObject",
+]
 
 _INSIDE = re.compile(
     rf"(?:{'|'.join(map(re.escape, (FEATURES, NATIVE, THUMBS)))})(?:/(?!\.\.?(?:/|$))[\w.-]+)+",
@@ -64,7 +74,7 @@ class Execution(_Part):
 class Header(_Document):
     """The body of `store.json`."""
 
-    format: int = FORMAT
+    format: int = FORMATS[0]
     dataset: str
     variant: str
     recipe: Recipe
@@ -76,11 +86,12 @@ class Header(_Document):
     @classmethod
     def from_body(cls, body: Body, name: str) -> Self:
         """Read it back; raises `StoreDamagedError` also if it is of another format version."""
-        if (found := body.get("format")) != FORMAT:
-            older = isinstance(found, int) and found < FORMAT
+        if (found := body.get("format")) not in FORMATS:
+            older = isinstance(found, int) and found < FORMATS[0]
             way_out = "Extract it again." if older else "Upgrade dinocache to read it."
             raise StoreDamagedError(
-                f"{name} says format {found!r}; this version of dinocache reads {FORMAT}. {way_out}"
+                f"{name} says format {found!r}; this version of dinocache reads "
+                f"{' and '.join(map(str, FORMATS))}. {way_out}"
             )
         Recipe.from_body(body.get("recipe"), name)
         header = super().from_body(body, name)
@@ -107,6 +118,18 @@ class StoredObject(_Part):
     crc32c: str
 
 
+class Fitted(_Part):
+    """Of features that were made small: by what, and how many of int8 were cut off at its ends.
+
+    `calibration` is the checksum of the document that holds scales and basis. What was cut off is
+    not known of rows that were copied from another store.
+    """
+
+    calibration: str
+    clipped: int | None = Field(ge=0)
+    numbers: int = Field(ge=0)
+
+
 class Record(_Document):
     """The body of a commit record: this kind of this unit is done and on the disk."""
 
@@ -120,6 +143,7 @@ class Record(_Document):
     notes: dict[str, tuple[str, ...]] = {}
     objects: dict[str, StoredObject]
     made_by: dict[str, str]
+    fitted: Fitted | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def absent(self) -> frozenset[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from dinocache.copying import copy_store
 from dinocache.errors import RequestError, StoreDamagedError
 from dinocache.folders import Folder
-from dinocache.layout import RUNS, SEALED, record_name
+from dinocache.layout import CALIBRATION, RUNS, SEALED, calibration_name, record_name
 from dinocache.places import Where, folder_of
-from dinocache.store import FeatureStore
+from dinocache.store import FeatureStore, Work
 from dinocache.verify import Soundness, verify
 from dinocache.writer import StoreWriter, expected_documents
 
@@ -61,6 +61,14 @@ def repair(
         found = verify(folder, tell)
     store = FeatureStore(folder)
     broken = _broken_units(store, found)
+    refitted = [d for d in found.damages if d.file.startswith(f"{CALIBRATION}/")]
+    if source is None:
+        # Fitted again it comes out the same; but what is whole and another stays, as nobody knows
+        # why, and the units that it is not of are done again.
+        others = {f"{w.unit}.{w.kind}" for w in store.work() if not _is_fitted(store, w)}
+        kinds = {name.partition(".")[2] for name in others}
+        refitted = [d for d in refitted if d.file not in map(calibration_name, kinds)]
+        broken |= others
     for name in sorted(broken):
         unit, _, kind = name.partition(".")
         folder.remove(record_name(unit, kind))
@@ -69,6 +77,8 @@ def repair(
     for damage in found.damages:
         if damage.file.startswith(f"{RUNS}/"):  # for people; nothing depends on it
             folder.remove(damage.file)
+    for damage in refitted:
+        folder.remove(damage.file)
     fetched = 0
     if source is not None:
         fetched = copy_store(FeatureStore(source), folder).units
@@ -80,6 +90,19 @@ def repair(
     writer.reload()
     writer.seal()
     return Mended(units=tuple(sorted(broken)), fetched=fetched, found=verify(folder))
+
+
+def _is_fitted(store: FeatureStore, work: Work) -> bool:
+    """Whether a unit was made small by the calibration that is there; if none is, nobody knows."""
+    try:
+        record = store.record(work.unit, work.kind)
+        if record is None or store.calibration(work.kind) is None:
+            return True
+    except StoreDamagedError:
+        return True
+    return record.fitted is not None and (
+        record.fitted.calibration == store.calibration_checksum(work.kind)
+    )
 
 
 def _broken_units(store: FeatureStore, found: Soundness) -> set[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dinocache.errors import RequestError
-from dinocache.recipe import ChannelsRecipe, WindowRecipe
+from dinocache.recipe import ChannelsRecipe, FormRecipe, StorageRecipe, WindowRecipe
 
 __all__ = [
     "CT_WINDOWS",
@@ -17,6 +17,7 @@ __all__ = [
     "parse_options",
     "parse_part",
     "parse_resolution",
+    "parse_storage",
     "parse_windows",
 ]
 
@@ -34,6 +35,7 @@ CT_WINDOWS = {
 """Names for pairs of values: HU, but for suv. `hu` and `suv` as CT-CLIP and autoPET clip; the
 others are the usual widths and levels: 1500/-600, 400/40, 350/50, 1800/400, 80/40."""
 _LEVEL_WIDTH = re.compile(r"W(?P<width>[\d.]+)L(?P<level>-?[\d.]+)", re.IGNORECASE)
+_SORTS = ("vectors", "dense")
 _SPREADS = {"percentile": (0.5, 99.5), "z-score": (-3.0, 3.0)}
 
 
@@ -61,6 +63,11 @@ class ExtractRequest:
     device: str = "auto"
     any_device: bool = False
     precision: Literal["fp32", "bf16"] | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    pca: str | None = None
+    calibration: str | None = None
+    codec: Literal["none", "zstd", "blosc"] | None = None
     compiled: bool | None = None
     batch: int | None = None
     unit_rows: int | None = None
@@ -197,6 +204,70 @@ def parse_channels(text: str) -> ChannelsRecipe:
         )
     chosen: Literal["stacked", "passes"] = "stacked" if mode == "stacked" else "passes"
     return ChannelsRecipe(mode=chosen, names=listed)
+
+
+def parse_storage(
+    known: StorageRecipe,
+    *,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    pca: str | None = None,
+) -> StorageRecipe:
+    """Read how features are to be kept; each for all, or with `:dense` or `:vectors` for one sort.
+
+    Args:
+        known: What holds where nothing is said.
+        dtype: As `float32`, or `float32:vectors`.
+        quantize: `int8`, or `int8:dense`, or `none`.
+        pca: Components, as `64`, or `64:dense,128:vectors`, or `none`.
+
+    Returns:
+        How.
+
+    Raises:
+        RequestError: If one cannot be read, or two exclude each other.
+    """
+    floats = _by_sort("--dtype", dtype, ("float16", "float32"))
+    codes = _by_sort("--quantize", quantize, ("int8", "none"))
+    components = _by_sort("--pca", pca, None)
+    forms: dict[str, FormRecipe] = {}
+    for sort in _SORTS:
+        form: FormRecipe = getattr(known, sort)
+        if sort in floats and codes.get(sort) == "int8":
+            raise RequestError(
+                f"--dtype {dtype} and --quantize {quantize}: {sort} cannot be kept as both; leave "
+                "one of the two out"
+            )
+        said: dict[str, Any] = {}
+        if codes.get(sort) == "none" and form.dtype == "int8":
+            said["dtype"] = "float16"
+        elif codes.get(sort) == "int8":
+            said["dtype"] = "int8"
+        if sort in floats:
+            said["dtype"] = floats[sort]
+        if sort in components:
+            said["pca"] = None if components[sort] == "none" else int(components[sort])
+        forms[sort] = form.model_copy(update=said)
+    return StorageRecipe(**forms)
+
+
+def _by_sort(option: str, text: str | None, choices: tuple[str, ...] | None) -> dict[str, Any]:
+    """Read `VALUE` or `VALUE:dense,VALUE:vectors` as sort -> value; a count without choices."""
+    found: dict[str, Any] = {}
+    for part in text.split(",") if text is not None else ():
+        value, colon, sort = part.strip().partition(":")
+        known = value in choices if choices else value == "none" or _is_count(value)
+        sorts = (sort,) if colon else _SORTS
+        if not known or not set(sorts) <= set(_SORTS) or not found.keys().isdisjoint(sorts):
+            named = " or ".join(choices) if choices else "a number of components, or none"
+            example = f"{choices[0] if choices else 64}:dense"
+            raise RequestError(f"{option} {text!r}: give {named}; for maps alone {example}")
+        found |= dict.fromkeys(sorts, value)
+    return found
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) < 6 and int(text) > 0
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:

@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dinocache.errors import DinocacheError, RequestError
-from dinocache.options import JsonOption, StoreArgument
-from dinocache.terminal import echo_json
+from dinocache.options import (
+    CODECS,
+    CalibrationOption,
+    CodecOption,
+    DtypeOption,
+    JsonOption,
+    PcaOption,
+    QuantizeOption,
+    StoreArgument,
+    choice,
+)
+from dinocache.terminal import console, echo_json
 
 if TYPE_CHECKING:
     from dinocache.copying import Copied
@@ -171,6 +181,90 @@ def sync(
     raise typer.Exit(int(any("error" in one for one in done)))
 
 
+def compact(
+    store: StoreArgument,
+    root: Annotated[
+        str | None,
+        typer.Option("--to", help="Root that it goes to. Default: beside the store."),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="Of the new store. Default: names the form, as int8 or pca64-int8-zstd."),
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Only these kinds, with commas. Default: all.")
+    ] = None,
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    pca: PcaOption = None,
+    calibration: CalibrationOption = None,
+    codec: CodecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a store anew in a smaller form, or compressed; the store itself stays.
+
+    What is left out does not come back, so it is made of one with plain features. What that cost
+    is measured on a sample and said: see `dinocache info`. Run it again to go on where it was
+    interrupted, or when items were appended.
+
+    Examples:
+        dinocache compact features/nih14/dinov3-s/512 --quantize int8:dense
+        dinocache compact features/nih14/dinov3-s/512 --pca 64:dense --codec zstd --to laptop
+    """
+    from dinocache.compacting import compact_store, form_name
+    from dinocache.items import check_name
+    from dinocache.listing import storage_facts, storage_rows
+    from dinocache.places import folder_of
+    from dinocache.recipe import model_folder, resolution_name
+    from dinocache.request import parse_storage
+    from dinocache.store import FeatureStore
+
+    source = FeatureStore(store)
+    header = source.header
+    storage = parse_storage(header.recipe.storage, dtype=dtype, quantize=quantize, pca=pca)
+    chosen: Any = choice("--codec", codec, CODECS) or header.grid.codec
+    if (storage, chosen) == (header.recipe.storage, header.grid.codec) and features is None:
+        raise RequestError("say in which form: --quantize int8, --pca N, --dtype, or --codec")
+    old_form = form_name(header.recipe.storage, header.grid.codec)
+    kept = "" if header.variant == old_form else header.variant
+    named = "-".join(filter(None, [kept, form_name(storage, chosen)]))
+    form = named if variant is None else variant
+    name = resolution_name(header.recipe.input.resolution)
+    name += f"-{check_name(form, '--variant')}" if form else ""
+    beside = store.rstrip("/").rpartition("/")[0] or "."
+    place = f"{header.dataset}/{model_folder(header.recipe.encoder.name)}/{name}"
+    target = folder_of(root).within(place) if root else folder_of(beside).within(name)
+    made = compact_store(
+        source,
+        target,
+        storage,
+        chosen,
+        variant=form,
+        kinds=_parts(features) or None,
+        like=FeatureStore(calibration) if calibration else None,
+        tell=_teller(name),
+    )
+    facts = storage_facts(made)
+    sizes = [sum(e.bytes for e in one.folder.walk("features.zarr")) for one in (source, made)]
+    if json:
+        echo_json(
+            {
+                "store": str(target),
+                "complete": made.is_complete,
+                "bytes_before": sizes[0],
+                "bytes": sizes[1],
+                "storage": facts,
+            }
+        )
+        return
+    from dinocache.progress import human_bytes
+
+    state = "complete" if made.is_complete else "incomplete, as its source is"
+    print(f"{target}: {state}; features {human_bytes(sizes[0])} -> {human_bytes(sizes[1])}")
+    for what, text in storage_rows(facts):
+        print(f"  {what}: {text}")
+
+
 def repair(
     store: StoreArgument,
     source: Annotated[
@@ -243,7 +337,7 @@ def gc(
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (ls, pull, push, sync, repair, gc):
+    for command in (ls, pull, push, sync, compact, repair, gc):
         app.command()(command)
 
 
@@ -358,7 +452,6 @@ def _teller(what: str) -> Callable[[int, int], None] | None:
 
 
 def _print_found(found: "Sequence[Found]") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from dinocache.progress import human_bytes
@@ -376,13 +469,13 @@ def _print_found(found: "Sequence[Found]") -> None:
             one.name + (" *" if one.part else ""),
             ", ".join(one.kinds),
             *("-" if n is None else f"{n:,}" for n in (one.items, one.rows)),
-            "-" if one.percent is None else f"{one.percent:.0f}%",
+            one.done,
             "-" if one.n_bytes is None else human_bytes(one.n_bytes),
             weights,
             one.by or "-",
             one.created[:10],
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console(width=160).print(table)
     for one in found:
         if one.part:
             print(f"* {one.name}: {one.part}")

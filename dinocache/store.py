@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinocache import documents
+from dinocache.calibration import Calibration
 from dinocache.chunks import ChunkedArray, open_array
 from dinocache.committed import CommittedFiles, committed_files
 from dinocache.errors import (
@@ -40,7 +41,10 @@ from dinocache.layout import (
     UNITS,
     array_document,
     array_layout,
+    calibration_name,
     check_kinds,
+    encoded_dim,
+    form_of,
     is_row_kind,
     is_vector_kind,
     parse_kind,
@@ -57,6 +61,9 @@ __all__ = ["FailedItem", "FeatureStore", "Presence", "Work"]
 
 T = TypeVar("T")
 
+_CODES_AT_ONCE = 256
+"""Rows of int8 that stand beside the floats that they become."""
+
 _RECORD = re.compile(r"(?P<unit>\d{4}-(?:\d{5}|closing))\.(?P<kind>[\w.]+)\.json")
 _MOST_PICTURE = 1 << 26
 """Bytes of a small picture, and its px."""
@@ -70,6 +77,15 @@ def _check_picture(name: str, content: bytes) -> None:
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     if width * height > _MOST_PICTURE:
         raise StoreDamagedError(f"{name} says {width} x {height} px; a small picture has fewer")
+
+
+def _read_codes(
+    array: ChunkedArray, calibration: Calibration, block: npt.NDArray[Any], row: int
+) -> None:
+    """Read int8 from a row on, and give them their scales."""
+    for first in range(0, len(block), _CODES_AT_ONCE):
+        some = block[first : first + _CODES_AT_ONCE]
+        calibration.read_into(some, array.read(row + first, row + first + len(some)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +217,7 @@ class FeatureStore:
         self._files: CommittedFiles = committed_files(self.folder)
         self._arrays: dict[str, ChunkedArray] = {}
         self._checked: set[tuple[str, str]] = set()
+        self._calibrations: dict[str, tuple[Calibration, str] | None] = {}
         self._spans: dict[str, _Spans] = {}
 
     @property
@@ -370,6 +387,69 @@ class FeatureStore:
                         found |= record.notes
         return found
 
+    # What makes features small
+
+    def is_fitted(self, kind: str) -> bool:
+        """Tell whether a kind is kept by scales or a basis that were fitted on a sample."""
+        form = form_of(kind, self.header.recipe)
+        return form is not None and form.is_fitted
+
+    def calibration(self, kind: str) -> Calibration | None:
+        """Give what makes a kind small: its offsets, basis, scales, and what they cost.
+
+        Args:
+            kind: Of a row.
+
+        Returns:
+            It; None where the kind is kept as it is, or nothing of it is written yet.
+
+        Raises:
+            StoreDamagedError: If its document is not as it was written.
+        """
+        held = self._calibration(kind)
+        return None if held is None else held[0]
+
+    def calibration_checksum(self, kind: str) -> str | None:
+        """Give the checksum of a kind's calibration: equal ones give comparable components."""
+        held = self._calibration(kind)
+        return None if held is None else held[1]
+
+    def _calibration(self, kind: str) -> tuple[Calibration, str] | None:
+        recipe = self.header.recipe
+        form, name = form_of(kind, recipe), calibration_name(kind)
+        if form is None or not form.is_fitted:
+            return None
+        if self._calibrations.get(kind) is None:
+            try:
+                content = self.folder.read(name, lambda come: documents.is_whole(come, name))
+            except FileNotFoundError:
+                return None
+            found = Calibration.decode(content, name, form=form, dim=encoded_dim(kind, recipe))
+            if (found.kind, found.recipe) != (kind, self.header.digest):
+                raise StoreDamagedError(f"{name} belongs to another kind or store")
+            self._calibrations[kind] = found, documents.checksum(content)
+        return self._calibrations[kind]
+
+    def check_fitted(self, record: Record) -> None:
+        """See that rows were made small by the calibration that is there.
+
+        Args:
+            record: Of a unit.
+
+        Raises:
+            StoreDamagedError: If it is missing, damaged, or another.
+        """
+        if not self.is_fitted(record.kind):
+            return
+        checksum = self.calibration_checksum(record.kind)
+        if record.fitted is None or record.fitted.calibration != checksum:
+            name = calibration_name(record.kind)
+            said = "missing" if checksum is None else "not the one"
+            raise StoreDamagedError(
+                f"{name} is {said} that unit {record.unit} was written with; copy it again from "
+                "where the store came from"
+            )
+
     # Reading features
 
     def item_vectors(self, kind: str) -> tuple[list[str], npt.NDArray[np.float32]]:
@@ -412,7 +492,7 @@ class FeatureStore:
             vectors[here] = block[positions[here]]
         return ids, vectors
 
-    def rows(self, kind: str, item_id: str) -> npt.NDArray[np.float16]:
+    def rows(self, kind: str, item_id: str) -> npt.NDArray[np.float16 | np.float32]:
         """Read the rows of one item.
 
         Args:
@@ -420,7 +500,8 @@ class FeatureStore:
             item_id: Which item.
 
         Returns:
-            (rows, dim) or (rows, grid_height, grid_width, dim) float16; may be a read-only view.
+            (rows, dim) or (rows, grid_height, grid_width, dim): float16, or float32 where they are
+            kept as float32 or int8; of a basis, the components (`calibration` undoes it).
 
         Raises:
             RequestError: If the store holds no such item.
@@ -447,14 +528,9 @@ class FeatureStore:
         start, stop, step = part.indices(spans.n_rows)
         if step != 1:
             raise RequestError(f"rows are read without a step, got one of {step}")
-        array, touched = self._array(kind), spans.within(start, stop)
+        touched = spans.within(start, stop)
         self._fetch(kind, list(dict.fromkeys(span.unit for span, _, _ in touched)))
-        block = array.room(stop - start)
-        at = 0
-        for span, low, high in touched:
-            array.read_into(block[at : at + high - low], span.row + low)
-            at += high - low
-        return block
+        return self._read(kind, [(span.row + low, high - low) for span, low, high in touched])
 
     def row_items(self, kind: str) -> npt.NDArray[np.intp]:
         """Give the number in the item table of the item of each of `all_rows`: (n_rows,)."""
@@ -499,13 +575,16 @@ class FeatureStore:
         none = np.empty(0, np.intp)
         return _Spans(spans=spans, numbers=np.concatenate(found) if found else none)
 
-    def segment_rows(self, kind: str, segment: Segment, position: int) -> npt.NDArray[np.float16]:
+    def segment_rows(
+        self, kind: str, segment: Segment, position: int, *, stored: bool = False
+    ) -> npt.NDArray[Any]:
         """Read the rows of one item of one segment, whose units are committed.
 
         Args:
             kind: As for `rows`.
             segment: Which.
             position: The item's within the segment.
+            stored: Whether they are to be as they stand, int8 without their scales.
 
         Returns:
             As `rows`.
@@ -515,11 +594,48 @@ class FeatureStore:
         """
         units = segment.units_of(position)
         self._fetch(kind, [unit.name for unit in units])
-        array, at = self._array(kind), 0
         pieces = [segment.rows_within(unit, position) for unit in units]
-        block = array.room(sum(count for _, count in pieces))
+        return self._read(kind, pieces, stored=stored)
+
+    def stored_rows(self, kind: str, item_id: str) -> npt.NDArray[Any]:
+        """Read the rows of one item as they stand, int8 without their scales; see `rows`."""
+        return self.segment_rows(kind, *self._find(kind, item_id), stored=True)
+
+    def unit_rows(
+        self, kind: str, unit: str, row: int, n_rows: int, *, stored: bool = False
+    ) -> npt.NDArray[Any]:
+        """Read rows of a committed unit by their numbers in the store; all must be present.
+
+        Args:
+            kind: As for `rows`.
+            unit: Its name.
+            row: The first.
+            n_rows: How many.
+            stored: Whether they are to be as they stand, int8 without their scales.
+
+        Returns:
+            (n_rows, ...), as `rows`.
+
+        Raises:
+            StoreDamagedError: If a file is not as it was committed.
+        """
+        self._fetch(kind, [unit])
+        return self._read(kind, [(row, n_rows)], stored=stored)
+
+    def _read(
+        self, kind: str, pieces: Sequence[tuple[int, int]], *, stored: bool = False
+    ) -> npt.NDArray[Any]:
+        """Read (first row, rows) of an array, one behind the other, whose files were fetched."""
+        array, n_rows = self._array(kind), sum(count for _, count in pieces)
+        calibration = None
+        if array.dtype == np.int8 and not stored:
+            calibration = self.calibration(kind)
+        block, at = array.room(n_rows, None if calibration is None else np.float32), 0
         for row, count in pieces:
-            array.read_into(block[at : at + count], row)
+            if calibration is None:
+                array.read_into(block[at : at + count], row)
+            else:
+                _read_codes(array, calibration, block[at : at + count], row)
             at += count
         return block
 
@@ -698,6 +814,7 @@ class FeatureStore:
         fresh = [unit for unit in units if (unit, kind + within) not in self._checked]
         for unit in fresh:
             if record := self.record(unit, kind):
+                self.check_fitted(record)
                 wanted |= {n: o for n, o in record.objects.items() if n.startswith(within)}
         by_parts = is_row_kind(kind) and not is_vector_kind(kind)
         (self._files.expect if by_parts else self._files.fetch)(wanted)

@@ -17,6 +17,7 @@ from dinocache.folders import UNKNOWN_SIZE
 from dinocache.items import from_parquet, is_named_by, is_table_name
 from dinocache.layout import (
     COORD,
+    FEATURES,
     HEADER,
     ITEM_PREFIX,
     PART,
@@ -24,6 +25,8 @@ from dinocache.layout import (
     RUNS,
     SEALED,
     THUMBS,
+    array_kind,
+    calibration_name,
     record_name,
 )
 from dinocache.places import Where
@@ -110,6 +113,7 @@ def verify(
         found.damages.append(Damage(file=_named(str(exc)), what=str(exc)))
         return found
     _check_documents(store, found, known)
+    broken = _check_calibrations(store, found, known)
     works = store.work()
     read = set(works if share >= 1 else random.sample(works, math.ceil(share * len(works))))
     sizes = None if share >= 1 else {entry.name: entry.bytes for entry in store.folder.walk()}
@@ -118,7 +122,7 @@ def verify(
         if tell:
             tell(done + 1, len(works))
     found.complete = store.is_complete and store.folder.exists(SEALED)
-    _check_zarr_documents(store, found, known)
+    _check_zarr_documents(store, found, known, broken)
     _look_for_others(store, found, known)
     return found
 
@@ -155,6 +159,46 @@ def _check_documents(store: FeatureStore, found: Soundness, known: set[str]) -> 
         table_name = sealed.get("items", "")
         if table_name and table_name not in top.files:
             found.damages.append(Damage(file=table_name, what="missing"))
+
+
+def _check_calibrations(store: FeatureStore, found: Soundness, known: set[str]) -> set[str]:
+    """Check what kinds were made small by; names the kinds of which it cannot be read."""
+    broken = set()
+    for kind in filter(store.is_fitted, store.kinds):
+        name = calibration_name(kind)
+        known.add(name)
+        try:
+            if store.calibration(kind) is None:
+                broken.add(kind)
+        except StoreDamagedError as exc:
+            broken.add(kind)
+            found.damages.append(Damage(file=name, what=str(exc)))
+            continue
+        others = [work for work in store.work([kind]) if not _is_fitted_by(store, work)]
+        if others:
+            items = tuple(item for work in others for item in _items(work))
+            what = "missing" if kind in broken else "not what these items were made small by"
+            found.damages.append(Damage(file=name, what=what, items=items))
+    # The arrays that repeat it cannot be held against it.
+    for entry in store.folder.walk(FEATURES) if broken else ():
+        array = entry.name.split("/")[1]
+        if array_kind(array) != array and array_kind(array) in broken:
+            known.add(entry.name)
+    return broken
+
+
+def _is_fitted_by(store: FeatureStore, work: Work) -> bool:
+    """Whether a unit was made small by what is there; one whose record is damaged is told of."""
+    try:
+        record = store.record(work.unit, work.kind)
+    except StoreDamagedError:
+        return True
+    try:
+        if record:
+            store.check_fitted(record)
+    except StoreDamagedError:
+        return False
+    return True
 
 
 def _check_unit(
@@ -218,10 +262,12 @@ def _check_file(store: FeatureStore, file: str, stored: StoredObject) -> tuple[i
     return len(content), ""
 
 
-def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]) -> None:
-    either = expected_documents(store, store.kinds, complete=False)
+def _check_zarr_documents(
+    store: FeatureStore, found: Soundness, known: set[str], broken: set[str]
+) -> None:
+    either = expected_documents(store, store.kinds, complete=False, broken=broken)
     kinds = {work.kind for work in store.work() if store.is_committed(work.unit, work.kind)}
-    sealed = expected_documents(store, store.kinds, complete=True)
+    sealed = expected_documents(store, store.kinds, complete=True, broken=broken)
     for name, content in either.items():
         known.add(name)
         try:
@@ -233,7 +279,7 @@ def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]
             continue
         except FileNotFoundError:
             # They are written one after the other, before anything that relies on them.
-            kind = name.split("/")[1]
+            kind = array_kind(name.split("/")[1])
             if kind in kinds or (kind == "zarr.json" and kinds):
                 found.damages.append(Damage(file=name, what="missing"))
             continue
@@ -242,7 +288,7 @@ def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]
         if stored == sealed[name]:
             what = f"says complete, but {SEALED} or a record is missing"
             found.damages.append(Damage(file=name, what=what))
-        elif stored in _earlier(store, name):
+        elif stored in _earlier(store, name, broken):
             found.complete = False  # items were appended, and nothing of them is committed yet
         elif stored != content:
             found.damages.append(Damage(file=name, what="not what the plan and the recipe say"))
@@ -250,7 +296,7 @@ def _check_zarr_documents(store: FeatureStore, found: Soundness, known: set[str]
             found.complete = False  # all is committed, but the run was stopped before it said so
 
 
-def _earlier(store: FeatureStore, name: str) -> list[bytes]:
+def _earlier(store: FeatureStore, name: str, broken: set[str]) -> list[bytes]:
     """Give what a document held before segments of which nothing relies on it yet."""
     kind = name.split("/")[1].removeprefix(ITEM_PREFIX)
     relied = [
@@ -260,7 +306,9 @@ def _earlier(store: FeatureStore, name: str) -> list[bytes]:
     ]
     before = range(max(relied, default=0), len(store.segments))
     return [
-        expected_documents(store, store.kinds, complete=False, segments=store.segments[:n])[name]
+        expected_documents(
+            store, store.kinds, complete=False, segments=store.segments[:n], broken=broken
+        )[name]
         for n in before
     ]
 

@@ -6,7 +6,7 @@ rewritten, and the same unit done twice, even at once, ends in the same bytes.
 
 import io
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 import zarr
 
 from dinocache import documents
+from dinocache.calibration import Calibration
 from dinocache.durable import reading, writing
 from dinocache.folders import Folder
 from dinocache.items import latest_number, parquet_name, to_parquet
@@ -31,6 +32,7 @@ from dinocache.layout import (
     ArrayLayout,
     array_document,
     array_layout,
+    calibration_name,
     group_document,
     is_vector_kind,
     native_document,
@@ -38,7 +40,7 @@ from dinocache.layout import (
     thumb_name,
 )
 from dinocache.plan import Segment
-from dinocache.records import Header, Record, Run, StoredObject
+from dinocache.records import Fitted, Header, Record, Run, StoredObject
 from dinocache.store import FeatureStore
 from dinocache.zarrs import WrittenStore
 
@@ -143,10 +145,10 @@ class StoreWriter:
         Args:
             kind: Of a row, or `item_*`.
             row: First row, a multiple of the layout's `file_rows`.
-            block: (rows, ...) of the layout's dtype; NaN where nothing is.
+            block: (rows, ...) of the layout's dtype; NaN, or -128, where nothing is.
 
         Returns:
-            The files written; none where all rows are NaN.
+            The files written; none where nothing is in all rows.
 
         Raises:
             StoreWriteError: If the disk refuses.
@@ -162,11 +164,34 @@ class StoreWriter:
         # Whole files only: zarr would read a file that it is given a part of.
         short = min(-len(block) % layout.file_rows, array.shape[0] - row - len(block))
         if short:
-            filler = np.full((short, *layout.tail), np.nan, block.dtype)
-            block = np.concatenate([block, filler])
+            block = np.concatenate([block, layout.nothing(short)])
         with writing(f"{self.folder}/{FEATURES}/{kind}"):
             array[row : row + len(block)] = block
         return self._features.take()
+
+    def freeze(self, calibration: Calibration) -> None:
+        """Keep what a kind is made small by, unless another process was first: then that holds.
+
+        Args:
+            calibration: It.
+
+        Raises:
+            StoreWriteError: If the disk refuses.
+        """
+        self.folder.create(calibration_name(calibration.kind), calibration.encode())
+
+    def fitted(self, kind: str, clipped: int | None, numbers: int) -> Fitted | None:
+        """Say for a record what a kind was made small by; None if it is kept as it is.
+
+        Args:
+            kind: Which.
+            clipped: How many numbers of int8 were cut off; None where that is not known.
+            numbers: Of how many.
+        """
+        checksum = self.store.calibration_checksum(kind)
+        if checksum is None:
+            return None
+        return Fitted(calibration=checksum, clipped=clipped, numbers=numbers)
 
     def write_native(
         self,
@@ -316,14 +341,18 @@ def expected_documents(
     *,
     complete: bool,
     segments: Sequence[Segment] | None = None,
+    broken: Collection[str] = (),
 ) -> dict[str, bytes]:
     """Say what the `zarr.json` files of a store must hold, those of single items apart.
+
+    With them go the small arrays of what kinds were made small by.
 
     Args:
         store: The store.
         kinds: Row and native kinds.
         complete: Whether it is.
         segments: Of its plan; by default all.
+        broken: Kinds of which what they were made small by cannot be read; it is left out.
 
     Returns:
         Path within the store -> bytes.
@@ -350,6 +379,8 @@ def expected_documents(
         layout = array_layout(kind, header.recipe, header.grid)
         if store.holds(kind):
             files[f"{FEATURES}/{kind}/zarr.json"] = array_document(layout, rows)
+            if kind not in broken and (calibration := store.calibration(kind)):
+                files |= calibration.zarr_files()
         if is_vector_kind(kind) and store.holds(f"{ITEM_PREFIX}{kind}"):
             of_items = array_layout(f"{ITEM_PREFIX}{kind}", header.recipe, header.grid)
             files[f"{FEATURES}/{of_items.kind}/zarr.json"] = array_document(of_items, items)

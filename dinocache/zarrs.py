@@ -30,8 +30,8 @@ __all__ = [
     "MOST_DESCRIPTION",
     "WrittenStore",
     "check_memory",
+    "frame_bytes",
     "no_memory",
-    "open_zarr",
     "read_native",
 ]
 
@@ -111,9 +111,7 @@ class _FilesStore(_Store):
     image or a mask that is all zero.
     """
 
-    def __init__(
-        self, files: CommittedFiles, name: str, document: bytes, row_bytes: int | None = None
-    ) -> None:
+    def __init__(self, files: CommittedFiles, name: str, document: bytes, row_bytes: int) -> None:
         super().__init__(read_only=True)
         self.files, self.name, self.document = files, name, document
         self.row_bytes = row_bytes
@@ -133,11 +131,9 @@ class _FilesStore(_Store):
         return await asyncio.to_thread(self._read, name)
 
     def _read(self, name: str) -> bytes:
-        if self.row_bytes is None:
-            return self.files.path(name).read_bytes()
         check_size(name, self.files.size(name), self.row_bytes + (self.row_bytes >> 7) + 1024)
         content = self.files.path(name).read_bytes()
-        if _frame_bytes(content) != self.row_bytes:
+        if frame_bytes(content) != self.row_bytes:
             raise ValueError(f"{name} does not hold {self.row_bytes} bytes")
         return content
 
@@ -260,7 +256,7 @@ def read_native(
         raise StoreDamagedError(f"{name} is damaged: {one_line(exc)}") from exc
 
 
-def _frame_bytes(content: bytes) -> int:
+def frame_bytes(content: bytes) -> int:
     """Say how large what a zstd frame holds is (RFC 8878, 3.1.1.1), before it is decompressed."""
     if content[:4] != _ZSTD or len(content) < 14:
         raise ValueError("a row is no zstd")
@@ -271,17 +267,3 @@ def _frame_bytes(content: bytes) -> int:
     if width == 0:
         raise ValueError("a row does not say how large it is")
     return int.from_bytes(content[at : at + width], "little") + (256 if width == 2 else 0)
-
-
-def open_zarr(files: CommittedFiles, name: str, document: bytes) -> "zarr.Array[Any]":
-    """Open an array of a store for reading, whose files were fetched.
-
-    Args:
-        files: Of the store.
-        name: The array's folder.
-        document: Its `zarr.json`.
-
-    Raises:
-        OSError, ValueError, KeyError: If it is none.
-    """
-    return zarr.open_array(_FilesStore(files, name, document), mode="r", zarr_format=3)

@@ -422,7 +422,7 @@ def predict(
         return
     if out is None:
         shown = answer.table.head(20)
-        console().print(shown.to_string(index=False, float_format="{:.3f}".format), markup=False)
+        console().print(shown.to_string(index=False, float_format="{:.3f}".format))
     print(
         f"{len(answer.table)} items, {len(answer.left_out)} left out" + (f": {out}" if out else "")
     )
@@ -521,9 +521,9 @@ def tasks(
     json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
     """List the tasks that `probe fit` takes by name, and the tables of the paper they answer to."""
-    from rich.console import Console
     from rich.table import Table
 
+    from dinocache.terminal import console
     from probes.heads import HEADS
     from probes.tasks import list_tasks
 
@@ -543,7 +543,7 @@ def tasks(
             f"Table {', '.join(map(str, numbers))}" if numbers else "",
             task["title"],
         )
-    Console(highlight=False).print(table)
+    console().print(table)
     if any(task["head"] not in HEADS for task in listed):
         print(
             f"\n* a head that is to come; --head takes {', '.join(HEADS)} where a task classifies"
@@ -675,15 +675,14 @@ def _test_on(
 def _run_sweep(planned: "Sequence[Planned]", out: Path, jobs: int | None, *, as_json: bool) -> None:
     """Do the runs, with one line of progress, and end with a table and the exit code."""
     import os
-    import sys
 
-    from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from dinocache.terminal import console
     from probes.printing import print_sweep
     from probes.sweep import run_sweep
 
-    err = Console(file=sys.stderr, highlight=False)
+    err = console(stderr=True)
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=err, transient=True) as progress:
         bar = progress.add_task("runs", total=len(planned))
@@ -692,9 +691,7 @@ def _run_sweep(planned: "Sequence[Planned]", out: Path, jobs: int | None, *, as_
             progress.advance(bar)
             if ran.state != "unchanged":
                 error = f": {ran.error}" if ran.error else ""
-                progress.console.print(
-                    f"{ran.state}  {ran.folder}{error}", markup=False, soft_wrap=True
-                )
+                progress.console.print(f"{ran.state}  {ran.folder}{error}", soft_wrap=True)
 
         ran = run_sweep(planned, jobs=jobs or os.cpu_count() or 1, told=told)
     if as_json:

@@ -317,7 +317,15 @@ def check_same_recipe(ours: StoreOrigin, where: Where, *, trust: bool = False) -
             imported, and that is not trusted or does not fit.
         ProbeError: If its recipe differs, and in what.
     """
-    there, here = _opened(where).header.recipe, Recipe.from_body(ours.recipe, "the run's recipe")
+    theirs = _opened(where)
+    there, here = theirs.header.recipe, Recipe.from_body(ours.recipe, "the run's recipe")
+    bases = _bases(theirs)
+    if other := [k for k, basis in ours.bases.items() if bases.get(k, basis) != basis]:
+        raise ProbeError(
+            f"{where} keeps principal components of {', '.join(other)} by another basis than the "
+            "head was fitted on, so they are other features. Make both stores with "
+            "`--calibration` of the one, or without --pca"
+        )
     if there.encoder.weights.is_declared or here.encoder.weights.is_declared:
         same_features(here, there, trust=trust)
         return
@@ -358,4 +366,11 @@ def _facts(store: FeatureStore) -> StoreOrigin:
         random_weights=encoder.weights.is_random,
         items_table=store.items_name,
         recipe=header.recipe.model_dump(mode="json"),
+        bases=_bases(store),
     )
+
+
+def _bases(store: FeatureStore) -> dict[str, str]:
+    fitted = {kind: store.calibration(kind) for kind in store.kinds}
+    digests = {kind: one.basis_digest for kind, one in fitted.items() if one is not None}
+    return {kind: digest for kind, digest in digests.items() if digest is not None}

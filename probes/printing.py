@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from dinocache import terminal
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -28,11 +30,7 @@ _CLASS_METRICS = 5
 
 def console() -> "Console":
     """Give a console that colours nothing but what is styled, and cuts no line of a file."""
-    import sys
-
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    return terminal.console(width=240)
 
 
 def table_of(columns: Sequence[str], *, left: int = 1) -> "Table":
@@ -60,11 +58,10 @@ def print_result(result: "Result") -> None:
         out.print(
             f"RANDOM WEIGHTS ({result.store.weights}): these figures say nothing about the model",
             style="bold red",
-            markup=False,
         )
     positive = f", positive: {result.task.classes[0]}" if result.task.kind == "binary" else ""
     for line in (f"{result.title}{positive}", _who(result), *_choices(result)):
-        out.print(line, markup=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
     print_estimates(result.metrics, sd=True)
     if result.task.kind != "binary":
         _print_classes(result)
@@ -78,7 +75,6 @@ def print_result(result: "Result") -> None:
         out.print(
             "AUC leaves out (one label value among the test items): "
             f"{', '.join(result.auc_skipped)}",
-            markup=False,
         )
 
 
@@ -125,7 +121,7 @@ def print_comparisons(found: "Sequence[Comparison]") -> None:
     out = console()
     if any(one.random_weights for one in found):
         out.print("RANDOM WEIGHTS: these figures say nothing about any model", style="bold red")
-    out.print(f"base: {found[0].base}; {found[0].groups} groups", markup=False)
+    out.print(f"base: {found[0].base}; {found[0].groups} groups")
     columns = ["run", "metric", "base", "run", "difference", "95% interval"]
     columns += ["p (bootstrap)", "p (permutation)", "p (DeLong)", "p (Holm)"]
     table = table_of(columns, left=2)

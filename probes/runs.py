@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dinocache.errors import ProbeError, RequestError
+from dinocache.spreadsheets import write_csv
 
 __all__ = [
     "Estimate",
@@ -81,6 +82,9 @@ class StoreOrigin(_Part):
     random_weights: bool
     items_table: str
     recipe: dict[str, Any] = {}
+    bases: dict[str, str] = {}
+    """Of kinds of which principal components are kept: kind -> digest of the basis. Components of
+    another basis are other features."""
 
 
 class SplitFacts(_Part):
@@ -269,7 +273,7 @@ def read_predictions(folder: Path) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as its file's ending says: .csv or .parquet.
+    """Write a table as its file's ending says: .csv (that no spreadsheet runs) or .parquet.
 
     Raises:
         ProbeError: If it cannot be written.
@@ -277,7 +281,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".csv":
-            table.to_csv(path, index=False)
+            write_csv(table, path)
         else:
             table.to_parquet(path, index=False, engine="pyarrow")
     except OSError as exc:

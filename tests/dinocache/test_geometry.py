@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import SimpleITK
 
+from dinocache.errors import StoreDamagedError
 from dinocache.geometry import (
     Geometry,
     apply,
@@ -231,6 +232,80 @@ def test_geometry_travels_through_json() -> None:
     np.testing.assert_allclose(
         geometry.source_affine, geometry.row_to_mm() @ np.diag([-1.0, 1.0, 1.0, 1.0])
     )
+
+
+SOUND = {
+    "affine": [[0.7, 0, 0, -90.5], [0, 0.8, 0, 12], [0, 0, 3.0, -1e6], [0, 0, 0, 1]],
+    "spacing": [3.0, 0.8, 0.7],
+    "shape": [3, 4, 5],
+    "volumes": 2,
+    "to_source": [[-1, 0, 0, 6], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+    "source_shape": [7, 4, 3],
+}
+HUGE = 10**9
+SINGULAR = [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def changed(key: str, line: int, column: int, value: object) -> list[list[object]]:
+    matrix: list[list[object]] = [list(one) for one in SOUND[key]]  # type: ignore[attr-defined]
+    matrix[line][column] = value
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("key", "claimed"),
+    [
+        ("shape", [3, 4, 0]),
+        ("shape", [3, -4, 5]),
+        ("shape", [3, 4]),
+        ("shape", [3, 4, 5, 6]),
+        ("shape", [3, 4, 5.5]),
+        ("shape", [3, True, 5]),
+        ("shape", "345"),
+        ("shape", 7),
+        ("shape", [3, 4, (1 << 24) + 1]),
+        ("shape", [1 << 20, 1 << 20, 1]),  # of two volumes
+        ("source_shape", [HUGE, HUGE, HUGE]),
+        ("source_shape", [1 << 14, 1 << 14, 1 << 14]),
+        ("source_shape", [7, float("nan"), 3]),
+        ("source_shape", {"0": 7}),
+        ("volumes", 0),
+        ("volumes", -1),
+        ("volumes", 2.0),
+        ("volumes", HUGE),
+        ("volumes", None),
+        ("affine", changed("affine", 1, 3, float("nan"))),
+        ("affine", changed("affine", 1, 3, float("inf"))),
+        ("affine", changed("affine", 0, 0, 10**400)),
+        ("affine", changed("affine", 0, 0, "0.7")),
+        ("affine", changed("affine", 0, 0, [0.7])),
+        ("affine", changed("affine", 3, 3, 2)),
+        ("affine", changed("affine", 3, 0, 1e-3)),
+        ("affine", changed("affine", 2, 2, 0)),
+        ("affine", changed("affine", 2, 2, 1e-320)),
+        ("affine", SINGULAR),
+        ("affine", [0.7] * 16),
+        ("affine", [[0.7] * 4] * 3),
+        ("affine", 3),
+        ("to_source", changed("to_source", 0, 0, 0)),
+        ("to_source", changed("to_source", 0, 3, -float("inf"))),
+        ("to_source", SINGULAR),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(key: str, claimed: object) -> None:
+    sound = Geometry.from_attributes(SOUND)
+    assert sound.to_attributes() == SOUND
+    with pytest.raises(StoreDamagedError, match=f"geometry has {key} .* expected") as caught:
+        Geometry.from_attributes({**SOUND, key: claimed})
+    assert len(str(caught.value)) < 400
+
+
+def test_what_a_grid_may_claim() -> None:
+    largest = {"shape": [1 << 24, 1 << 15, 1], "volumes": 2, "source_shape": [1, 1 << 15, 1 << 24]}
+    found = Geometry.from_attributes(largest)
+    assert (found.shape, found.source_shape) == ((1 << 24, 1 << 15, 1), (1, 1 << 15, 1 << 24))
+    assert Geometry.from_attributes({}) == Geometry()
+    assert Geometry.from_attributes({"affine": SOUND["affine"], "more": 3}).shape is None
 
 
 @pytest.mark.parametrize("mode", ["squash", "pad", "crop"])

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
-from making import contents
+from making import contents, tiny_request
 
+from dinocache.cli import main
 from dinocache.encoders import encoder_spec
 from dinocache.errors import (
     RecipeMismatchError,
@@ -24,11 +25,14 @@ from dinocache.errors import (
     TableError,
 )
 from dinocache.exporting import export
+from dinocache.extract import extract
+from dinocache.forecast import dry_run
 from dinocache.importing import Declared, import_features
 from dinocache.progress import QuietProgress
 from dinocache.recipe import ReaderRecipe, Recipe, WeightsRecipe, same_features
 from dinocache.records import Record
 from dinocache.store import FeatureStore
+from dinocache.survey import survey
 from dinocache.verify import verify
 from dinocache.writer import StoreWriter
 
@@ -502,7 +506,7 @@ def test_other_items_are_refused(folder: Path, tmp_path: Path) -> None:
         imported(folder, tmp_path)
     (folder / "s3.h5").unlink()
     pd.DataFrame({"item_id": list(ROWS), "t": [1, 2, 3]}).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(RecipeMismatchError, match="dinocache relabel"):
+    with pytest.raises(RecipeMismatchError, match=r"dinocache relabel .* as s0\.h5"):
         imported(folder, tmp_path, table=tmp_path / "t.csv")
 
 
@@ -512,6 +516,81 @@ def test_an_extracted_store_is_not_gone_on_with(tiny_store: FeatureStore, tmp_pa
     said = Declared(model="tiny", resolution=(32, 48))
     with pytest.raises(RecipeMismatchError, match=r"encoder\.weights\.sha256"):
         imported(tmp_path / "x.npy", tmp_path, dataset="images", declared=said)
+
+
+def shown(capsys: pytest.CaptureFixture[str], store: FeatureStore) -> dict[str, str]:
+    """What `dinocache info` prints, by the name of each line."""
+    assert main(["info", str(store.path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {name: text for name, _, text in (line.partition("  ") for line in lines)}
+
+
+def test_what_info_says(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = imported(folder, tmp_path)
+    told = {name: text.strip() for name, text in shown(capsys, store).items()}
+    assert told["encoder"] == "some-encoder, 13 wide, as declared"
+    assert told["weights"] == "some-encoder, as declared"
+    assert told["input"].startswith("224 x 192 px, as declared")
+    assert told["tiles"] == "256 px at 0.5 um/px, as declared"
+    assert told["imported"] == "cls of features_uni_v1 (hdf5)"
+    assert told["complete"] == "yes"
+    assert "reader" not in told
+    (store.path / "sealed.json").unlink()
+    (store.path / "units/0001-closing.item_cls.json").unlink()
+    assert "`dinocache import`" in shown(capsys, FeatureStore(store.path))["complete"]
+
+
+def test_what_info_says_where_less_was_declared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "x.npz", ours=np.ones((3, 512), np.float32), b=np.ones((3, 7), np.float32))
+    said = Declared(model="conch", resolution=(448, 448), kind="embed", weights="random:0")
+    store = imported(tmp_path / "x.npz", tmp_path, declared=said, key="ours")
+    told = {name: text.strip() for name, text in shown(capsys, store).items()}
+    assert told["encoder"] == "conch, 512 wide, as declared"
+    assert told["weights"] == "random:0, as declared"
+    assert told["imported"] == "embed of x.npz (npz, there 'ours')"
+    assert "tiles" not in told
+    (found,) = survey(tmp_path)
+    assert (found.weights, found.weights_sha256) == ("declared:random:0", "")
+
+
+# Beside an extraction
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"append": True}, {"retry_failed": True}, {"part": (1, 2)}, {"reader": "image"}]
+)
+def test_nothing_is_extracted_into_it(
+    tiny_table: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    """The same items, model and resolution, in the place where the extraction would go."""
+    values = np.random.default_rng(0).normal(size=(42, 48)).astype(np.float32)
+    np.save(tmp_path / "x.npy", values)
+    said = Declared(model="tiny", resolution=(32, 48))
+    there = imported(
+        tmp_path / "x.npy", tmp_path, dataset="images", declared=said, table=tiny_table
+    )
+    before = contents(there.path)
+    asked = tiny_request(tiny_table, tmp_path, **options)
+    for command in (extract, dry_run):
+        with pytest.raises(RequestError) as caught:
+            command(asked)
+        assert "tiny/32x48 holds imported features" in str(caught.value)
+        assert "`dinocache import`, or give this a folder of its own with --variant NAME" in str(
+            caught.value
+        )
+        assert "\n" not in str(caught.value)
+    assert contents(there.path) == before
+
+
+def test_an_extraction_beside_it(tiny_table: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((42, 48), np.float32))
+    said = Declared(model="tiny", resolution=(32, 48))
+    imported(tmp_path / "x.npy", tmp_path, dataset="images", declared=said, table=tiny_table)
+    made = extract(tiny_request(tiny_table, tmp_path, features=("cls",), variant="ours"))
+    assert made.complete
+    assert made.path == tmp_path / "images/tiny/32x48-ours"
 
 
 # What is declared

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from dinocache.errors import StoreDamagedError
-from dinocache.recipe import ChannelsRecipe, Recipe, ResizeRecipe, WindowRecipe, resolution_name
+from dinocache.recipe import (
+    ChannelsRecipe,
+    FormRecipe,
+    Recipe,
+    ResizeRecipe,
+    StorageRecipe,
+    WindowRecipe,
+    resolution_name,
+)
 from dinocache.store import FeatureStore
 
 
@@ -48,9 +56,14 @@ def with_all_that_may_be_empty(recipe: Recipe) -> Recipe:
     reader = recipe.reader.model_copy(
         update={"options": {"spacing": [1.0, 2.0, 3.0]}, "columns": (("slice", "voxel"),)}
     )
-    channels = ChannelsRecipe(mode="passes", names=("ct", "pet"))
     return recipe.model_copy(
-        update={"encoder": encoder, "input": given, "reader": reader, "channels": channels}
+        update={
+            "encoder": encoder,
+            "input": given,
+            "reader": reader,
+            "channels": ChannelsRecipe(mode="passes", names=("ct", "pet")),
+            "storage": StorageRecipe(dense=FormRecipe(dtype="int8", pca=24, rounded="float16")),
+        }
     )
 
 
@@ -68,7 +81,8 @@ def test_every_field_counts(tiny_store: FeatureStore, filled: bool) -> None:
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
     fields = leaves(recipe.model_dump(mode="json"))
     assert len(fields) >= 27
-    for field in fields:
+    # Of plain float16 one word stands for the whole of `storage`.
+    for field in [f for f in fields if f != ("dtype",)]:
         body = recipe.model_dump(mode="json")
         inner = body
         for key in field[:-1]:
@@ -82,6 +96,21 @@ def test_every_field_counts(tiny_store: FeatureStore, filled: bool) -> None:
         different = recipe.model_copy(update=vars(other))
         assert different.digest != recipe.digest, name
         assert list(recipe.differences(different)) == [name]
+
+
+def test_plain_features_are_one_word(tiny_store: FeatureStore) -> None:
+    """So that the digest of what was extracted before there was anything else stays."""
+    recipe = tiny_store.header.recipe
+    body = recipe.model_dump(mode="json")
+    assert body["dtype"] == "float16"
+    assert "storage" not in body
+    int8 = recipe.model_copy(update={"storage": StorageRecipe(vectors=FormRecipe(dtype="int8"))})
+    assert int8.digest != recipe.digest
+    assert "dtype" not in int8.model_dump(mode="json")
+    assert int8.differences(recipe) == {"storage.vectors.dtype": ("int8", "float16")}
+    assert Recipe.model_validate(int8.model_dump(mode="json")) == int8
+    with pytest.raises(StoreDamagedError, match="recipe field 'dtype'"):
+        Recipe.from_body(body | {"dtype": "float64"}, "store.json")
 
 
 def test_an_unknown_field_is_refused(tiny_store: FeatureStore) -> None:
