@@ -793,3 +793,20 @@ def test_stores_of_other_bases(tmp_path: Path, tiny_table: Path) -> None:
             )
         )
     assert encoder_spec("tiny").dim == 48
+
+
+def test_small_stores_on_a_server(
+    small: FeatureStore, tiny_table: Path, tmp_path: Path, bucket: tuple[str, object]
+) -> None:
+    """Extracted to S3, read there, and pulled: the same bytes."""
+    root, _ = bucket
+    outcome = extract(tiny_request(tiny_table, root, features=(*KINDS, "image"), **SMALL))
+    there = FeatureStore(outcome.store)
+    np.testing.assert_array_equal(there.all_rows("dense"), small.all_rows("dense"))
+    np.testing.assert_array_equal(there.rows("cls", "0017"), small.rows("cls", "0017"))
+    copy_store(there, LocalFolder(tmp_path / "t"))
+    assert contents(tmp_path / "t") == contents(small.path)
+    made = compact_store(
+        there, LocalFolder(tmp_path / "u"), small.header.recipe.storage, "none", kinds=["dense"]
+    )
+    np.testing.assert_array_equal(made.all_rows("dense"), small.all_rows("dense"))

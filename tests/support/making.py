@@ -56,7 +56,7 @@ def make_table(folder: Path, n_images: int, *, seed: int = 0) -> Path:
     return table
 
 
-def tiny_request(table: Path, root: Path, **options: object) -> ExtractRequest:
+def tiny_request(table: Path, root: Path | str, **options: object) -> ExtractRequest:
     """Ask for the tiny encoder at 32 x 48 px in units of 16 rows."""
     given: dict[str, object] = {
         "dataset": str(table),
