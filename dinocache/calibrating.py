@@ -13,7 +13,7 @@ from dinocache.calibration import Calibration
 from dinocache.decoding import Decoding, Piece, UnitWork
 from dinocache.engine import Engine
 from dinocache.errors import ItemError
-from dinocache.layout import channel_of, form_of
+from dinocache.layout import form_of, pass_of, plain_view
 from dinocache.plan import Segment, Unit
 from dinocache.progress import Progress
 from dinocache.sample import Share, draw, sample_of, spread
@@ -27,9 +27,10 @@ Floats = npt.NDArray[np.float32]
 
 
 def kinds_to_fit(writer: StoreWriter, features: Iterable[str]) -> list[str]:
-    """Name the kinds that are kept small and for which nothing is fitted yet."""
+    """Name the kinds that are kept small and for which nothing is fitted yet; views share one."""
     store = writer.store
-    return [k for k in features if store.is_fitted(k) and store.calibration(k) is None]
+    to_fit = [k for k in features if store.is_fitted(k) and store.calibration(k) is None]
+    return list(dict.fromkeys(map(plain_view, to_fit)))
 
 
 def calibrate(
@@ -123,12 +124,10 @@ class _Sampling:
 
     def _encode(self) -> None:
         batch, self._batch = self._batch, []
-        for number, channel in enumerate(self._engine.passes if batch else ()):
-            kinds = [kind for kind in self._kinds if channel_of(kind) == channel]
-            if not kinds:
-                continue
+        for number, once in self._engine.passes_of(self._kinds) if batch else ():
+            kinds = [kind for kind in self._kinds if pass_of(kind) == once]
             inputs = [row[number] for _, row in batch]
-            features = self._engine.encode(inputs, kinds, channel, plain=True).result()
+            features = self._engine.encode(inputs, kinds, once, plain=True).result()
             for kind, found in features.items():
                 for index, (item, _) in enumerate(batch):
                     if np.isfinite(found.largest[index]):

@@ -56,10 +56,12 @@ from dinocache.options import (
     RetryFailedOption,
     RootOption,
     RopeOption,
+    RowsOption,
     StoreArgument,
     TimingOption,
     UnitRowsOption,
     VariantOption,
+    ViewsOption,
     WeightsOption,
     WindowOption,
     WorkersOption,
@@ -69,6 +71,7 @@ from dinocache.options import (
     reader_names,
 )
 from dinocache.terminal import echo_json, print_rows, quiet_libraries, run
+from dinocache.views import parse_views
 
 if TYPE_CHECKING:
     from dinocache.extract import Outcome
@@ -112,6 +115,8 @@ def extract(
     variant: VariantOption = "",
     features: FeaturesOption = None,
     layers: LayersOption = None,
+    views: ViewsOption = None,
+    rows: RowsOption = None,
     resize: ResizeOption = None,
     arithmetic: ArithmeticOption = None,
     window: WindowOption = None,
@@ -176,6 +181,8 @@ def extract(
         variant=variant,
         features=features,
         layers=layers,
+        views=views,
+        rows=rows,
         resize=choice("--resize", resize, RESIZES),
         arithmetic=choice("--arithmetic", arithmetic, ARITHMETICS),
         window=window,
@@ -239,6 +246,8 @@ def plan(
     variant: VariantOption = "",
     features: FeaturesOption = None,
     layers: LayersOption = None,
+    views: ViewsOption = None,
+    rows: RowsOption = None,
     resize: ResizeOption = None,
     window: WindowOption = None,
     reader: ReaderOption = None,
@@ -271,6 +280,8 @@ def plan(
         variant=variant,
         features=features,
         layers=layers,
+        views=views,
+        rows=rows,
         resize=choice("--resize", resize, RESIZES),
         window=window,
         reader=reader,
@@ -649,6 +660,8 @@ def _request(
     reader: str | None = None,
     option: Sequence[str] | None = None,
     mpp: float | None = None,
+    views: str | None = None,
+    rows: str | None = None,
     part: str | None = None,
     **options: Any,  # noqa: ANN401
 ) -> "ExtractRequest":
@@ -669,7 +682,12 @@ def _request(
         channels=parse_channels(channels) if channels else None,
         reader=choice("--reader", reader, READERS),
         part=parse_part(part) if part else None,
-        options=(parse_options(option or ()) | ({} if mpp is None else {"slide_mpp": mpp})),
+        options=(
+            parse_options(option or ())
+            | ({} if mpp is None else {"slide_mpp": mpp})
+            | ({} if rows is None else {"rows": rows})
+        ),
+        views=parse_views(views) if views else (None,),
         **options,
     )
 

@@ -22,9 +22,12 @@ from dinocache.layout import (
     ITEM_PREFIX,
     PART,
     check_kinds,
+    encoded_dim,
     form_of,
     is_row_kind,
+    is_vector_kind,
     needed_format,
+    plain_view,
 )
 from dinocache.plan import Segment, Unit
 from dinocache.recipe import FormRecipe, Recipe, StorageRecipe
@@ -85,9 +88,11 @@ def compact_store(
         RecipeMismatchError: If another store is there.
         StoreDamagedError: If a file of the source is not as it was committed.
     """
-    writer = _begin(source, target, _recipe(source.header.recipe, storage), codec, variant, kinds)
+    recipe = _recipe(source.header.recipe, storage)
     stored = {w.kind for w in source.work()} if kinds is None else stored_kinds(source, kinds)
     held = check_kinds({kind.removeprefix(ITEM_PREFIX) for kind in stored})
+    _check_components(source, recipe, held)
+    writer = _begin(source, target, recipe, codec, variant, kinds)
     compacting = _Compacting(source, writer, like)
     compacting.calibrate(held)
     writer.prepare(held)
@@ -118,6 +123,22 @@ def _recipe(recipe: Recipe, storage: StorageRecipe) -> Recipe:
         is_rounded = old.dtype == "float16" and new.is_fitted
         forms[sort] = new.model_copy(update={"rounded": "float16" if is_rounded else None})
     return recipe.model_copy(update={"storage": StorageRecipe(**forms)})
+
+
+def _check_components(source: FeatureStore, recipe: Recipe, kinds: Sequence[str]) -> None:
+    """Refuse more components than there are channels, or vectors to fit them on."""
+    n_rows = sum(source.segments[0].item_rows) if source.segments else 0
+    for kind in filter(is_row_kind, kinds):
+        form = form_of(kind, recipe)
+        most = encoded_dim(kind, recipe)
+        if is_vector_kind(kind):
+            most = min(most, n_rows * 2 // 3 - 1)
+        if form and form.pca and form.pca > most and not source.is_fitted(kind):
+            raise RequestError(
+                f"--pca {form.pca}: {kind} has {encoded_dim(kind, recipe)} channels and {n_rows} "
+                f"rows to fit on; give at most {max(most, 1)}, or --pca {form.pca}:dense for maps "
+                "alone"
+            )
 
 
 def _begin(
@@ -199,8 +220,10 @@ class _Compacting:
                 self.writer.freeze(replace(known, recipe=header.digest))
             else:
                 to_fit.append(kind)
-        for kind in to_fit:
-            self.writer.freeze(self._fit(kind))
+        for kind in dict.fromkeys(map(plain_view, to_fit)):
+            # Where the image as it is was left out, its first view stands for it.
+            held = next(k for k in (kind, *to_fit) if k in kinds and plain_view(k) == kind)
+            self.writer.freeze(replace(self._fit(held), kind=kind))
         self.writer.reload()
 
     def _fit(self, kind: str) -> Calibration:

@@ -25,6 +25,7 @@ from dinocache.layout import (
     calibration_name,
     is_row_kind,
     is_vector_kind,
+    plain_view,
     record_name,
 )
 from dinocache.records import Part, Record, StoredObject
@@ -240,7 +241,7 @@ def _copy_calibrations(
             continue
         if (calibration := source.calibration(kind)) is None:
             continue
-        name, content = calibration_name(kind), calibration.encode()
+        name, content = calibration_name(plain_view(kind)), calibration.encode()
         if is_new:  # what is left of another store that was begun here must not count
             target.keep(name, content)
         elif not target.create(name, content) and target.read(name) != content:
@@ -318,8 +319,12 @@ def _write_documents(
     if not todo:
         return
     for name, content in expected_documents(source, source.kinds, complete=False).items():
-        kind = array_kind(name.split("/")[1])
-        if part is None or part.kinds is None or kind == "zarr.json" or kind in part.kinds:
+        array = name.split("/")[1]
+        kind = array_kind(array)
+        held = set(part.kinds or ()) if part else set()
+        if kind != array:  # what views were made small by is their image's
+            held |= set(map(plain_view, held))
+        if part is None or part.kinds is None or kind == "zarr.json" or kind in held:
             target.keep(name, content)
 
 

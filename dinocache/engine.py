@@ -23,7 +23,7 @@ from dinocache.calibration import LARGEST_CODE, Calibration, made_small
 from dinocache.decoding import READ, Decoding, Head, Piece, Row, UnitWork
 from dinocache.errors import ItemError, RequestError, StoppedError, TooManyFailuresError
 from dinocache.intensity import Window
-from dinocache.layout import COORD, NATIVE_KINDS, base_of, channel_of, encoded_dim, is_row_kind
+from dinocache.layout import COORD, NATIVE_KINDS, Pass, base_of, encoded_dim, is_row_kind, pass_of
 from dinocache.meter import Meter
 from dinocache.pipeline import Stage
 from dinocache.progress import Progress
@@ -32,6 +32,7 @@ from dinocache.records import Failure, Record, StoredObject
 from dinocache.source import Source
 from dinocache.store import FeatureStore
 from dinocache.transforms import Preprocess, Staged
+from dinocache.views import flips, swaps_axes
 from dinocache.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -170,9 +171,9 @@ class Engine:
         self.failed = set() if failed is None else failed
         self._by_item = encoder.spec.network == "volume"
         channels = header.recipe.channels
-        self._passes: tuple[str | None, ...] = (None,)
+        self._channels: tuple[str | None, ...] = (None,)
         if channels.mode == "passes":
-            self._passes = channels.names
+            self._channels = channels.names
         self._all_kinds = [kind for kind in writer.store.kinds if is_row_kind(kind)]
         self._keeping: dict[str, _Keeping] = {}
 
@@ -289,7 +290,7 @@ class Engine:
         self,
         batch: Sequence[Staged | None],
         kinds: Sequence[str],
-        channel: str | None,
+        once: Pass,
         *,
         plain: bool = False,
     ) -> "_Encoded":
@@ -297,8 +298,8 @@ class Engine:
 
         Args:
             batch: None where a row failed. Not all are None.
-            kinds: Of this channel.
-            channel: Its name; None where all go together.
+            kinds: Of this pass.
+            once: Which channel, and how it is turned.
             plain: Whether features come as float32, whatever the store keeps.
 
         Returns:
@@ -310,11 +311,16 @@ class Engine:
             # One shape and one graph, also for what is left of a unit that was interrupted: what is
             # compiled for other outputs may differ in its last bits.
             rows += [None] * (self._batch - len(rows))
-            asked = [k for k in self._all_kinds if channel_of(k) == channel]
+            asked = [k for k in self._all_kinds if pass_of(k) == once]
         bases = {kind: base_of(kind) for kind in asked}
         with self._device_turn:
             encoded = _Encoded(self.encoder.device, self.meter)
-            found = self.encoder(self._prepare.batch(rows), tuple(bases.values()))
+            images = self._prepare.batch(rows)
+            if swaps_axes(once.view):
+                images = images.swapaxes(-2, -1)
+            if axes := flips(once.view, (-2, -1)):
+                images = images.flip(axes)
+            found = self.encoder(images, tuple(bases.values()))
             wanted = {k: found[base][: len(batch)] for k, base in bases.items() if k in kinds}
             self._check_shapes(wanted)
             as_it_is = _Keeping("float32", None, self.encoder.device)
@@ -351,10 +357,10 @@ class Engine:
         """Rows that pass through the encoder together; all of an item for a volume's encoder."""
         return 1 << 62 if self._by_item else self._batch
 
-    @property
-    def passes(self) -> tuple[str | None, ...]:
-        """Channels that pass through the encoder one by one; one None where they go together."""
-        return self._passes
+    def passes_of(self, kinds: Sequence[str]) -> list[tuple[int, Pass]]:
+        """List the passes that some kinds take, with the number of the channel of each."""
+        wanted = dict.fromkeys(map(pass_of, kinds))
+        return [(self._channels.index(once.channel), once) for once in wanted]
 
     def _check_shapes(self, found: "Mapping[str, torch.Tensor]") -> None:
         """See that an encoder gives what its facts promise: zarr would cut off what is over."""
@@ -580,15 +586,13 @@ class _OpenUnit:
         self._batch, self._owners = [], []
         if not batch:
             return
-        for number, channel in enumerate(self._engine.passes):
-            kinds = [kind for kind in self._row_kinds if channel_of(kind) == channel]
-            if not kinds:
-                continue
+        for number, once in self._engine.passes_of(self._row_kinds):
+            kinds = [kind for kind in self._row_kinds if pass_of(kind) == once]
             inputs = [None if row is None else row[number] for row in batch]
             if all(row is None for row in inputs):
                 self._collecting.put(partial(self._add_nothing, kinds, len(batch)))
                 continue
-            encoded = self._engine.encode(inputs, kinds, channel)
+            encoded = self._engine.encode(inputs, kinds, once)
             present = [row is not None for row in inputs]
             self._collecting.put(partial(self._collect, encoded, present, owners))
 

@@ -39,6 +39,7 @@ from dinocache.layout import (
     is_vector_kind,
     layer_number,
     needed_format,
+    pass_of,
 )
 from dinocache.libraries import find_encoder
 from dinocache.pace import usable_cores
@@ -71,6 +72,7 @@ from dinocache.source import Source, Watch
 from dinocache.spec import EncoderSpec, check_resolution, extracted_kinds, takes
 from dinocache.stamps import Stamp
 from dinocache.store import FeatureStore
+from dinocache.views import swaps_axes
 from dinocache.weights import resolve_weights
 from dinocache.writer import StoreWriter, create_store
 
@@ -163,8 +165,16 @@ class Job:
         stored = self.store.kinds if self.store else ()
         asked = check_kinds(request.features) if request.features else stored or None
         names = self.channels.names if self.channels.mode == "passes" else ()
-        kinds = extracted_kinds(self.spec, asked, defaults.features, request.layers, names)
+        kinds = extracted_kinds(
+            self.spec, asked, defaults.features, request.layers, names, request.views
+        )
         self.features = check_kinds((*kinds, COORD) if self.reader.columns else kinds)
+        height, width = self.resolution
+        if height != width and any(swaps_axes(pass_of(kind).view) for kind in kinds):
+            raise RequestError(
+                f"--views: only an image of equal sides can be turned by 90 degrees, this one is "
+                f"{height} x {width}; take hflip, vflip and rot180, or --resolution {height}"
+            )
         self._check_windows()
         # What cannot be met is refused before anything is read or made.
         self._storage()

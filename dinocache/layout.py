@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from dinocache.errors import RequestError
 from dinocache.plan import Grid
 from dinocache.recipe import FormRecipe, Recipe, StorageRecipe
+from dinocache.views import VIEWS
 
 __all__ = [
     "CALIBRATION",
@@ -38,12 +39,12 @@ __all__ = [
     "VECTOR_KINDS",
     "ArrayLayout",
     "Kind",
+    "Pass",
     "array_document",
     "array_kind",
     "array_layout",
     "base_of",
     "calibration_name",
-    "channel_of",
     "check_kinds",
     "encoded_dim",
     "fitted_document",
@@ -56,6 +57,8 @@ __all__ = [
     "native_document",
     "needed_format",
     "parse_kind",
+    "pass_of",
+    "plain_view",
     "record_name",
     "thumb_name",
 ]
@@ -81,7 +84,9 @@ COORD = "row_coord"
 """Where each row stands; made by the reader, not by the encoder, and never asked for."""
 ITEM_PREFIX = "item_"
 _KIND = re.compile(
-    r"(?P<base>cls|mean|embed|dense(?:\.L(?P<layer>\d\d))?)(?:\.(?P<channel>(?!l\d\d$)[a-z0-9_]+))?"
+    r"(?P<base>cls|mean|embed|(?P<dense>dense)(?:\.L(?P<layer>\d\d))?)"
+    rf"(?:\.(?P<channel>(?!(?:l\d\d|{'|'.join(VIEWS)})(?:\.|$))[a-z0-9_]+))?"
+    rf"(?(dense)(?:\.(?P<view>{'|'.join(VIEWS)}))?)"
 )
 
 ABSENT_CODE = -128
@@ -157,11 +162,13 @@ class Kind:
         base: What the encoder is asked for: `dense.L05`.
         layer: 5; None for vectors and the last layer's map.
         channel: `pet`, of an item whose channels pass through the encoder one by one; else None.
+        view: `hflip`, of a map of the image mirrored so; None of the image as it is.
     """
 
     base: str
     layer: int | None
     channel: str | None
+    view: str | None = None
 
 
 def parse_kind(name: str) -> Kind | None:
@@ -169,7 +176,8 @@ def parse_kind(name: str) -> Kind | None:
     match = _KIND.fullmatch(name)
     if match is None:
         return None
-    return Kind(match["base"], int(match["layer"]) if match["layer"] else None, match["channel"])
+    layer = int(match["layer"]) if match["layer"] else None
+    return Kind(match["base"], layer, match["channel"], match["view"])
 
 
 def base_of(kind: str) -> str:
@@ -178,10 +186,23 @@ def base_of(kind: str) -> str:
     return parsed.base if parsed else kind
 
 
-def channel_of(kind: str) -> str | None:
-    """Name the channel of a kind, `pet` of `dense.L05.pet`; None where it has none."""
+class Pass(NamedTuple):
+    """Once through the encoder: which channel, turned how; None is all of them, and not at all."""
+
+    channel: str | None
+    view: str | None
+
+
+def pass_of(kind: str) -> Pass:
+    """Say in which pass a kind is made, as (`pet`, `hflip`) of `dense.L05.pet.hflip`."""
     parsed = parse_kind(kind)
-    return parsed.channel if parsed else None
+    return Pass(parsed.channel, parsed.view) if parsed else Pass(None, None)
+
+
+def plain_view(kind: str) -> str:
+    """Name the kind of the image as it is, `dense.L05.pet` of `dense.L05.pet.hflip`."""
+    view = pass_of(kind).view
+    return kind.removesuffix(f".{view}") if view else kind
 
 
 def layer_number(kind: str) -> int | None:
@@ -213,8 +234,9 @@ def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
         kinds: As a person gave them.
 
     Returns:
-        Vectors, maps from the first layer to the last, the rows' coordinates, the item's own grid;
-        of several channels, in alphabetical order, all kinds of one before those of the next.
+        Vectors, maps from the first layer to the last, those of views behind, the rows'
+        coordinates, the item's own grid; of several channels, in alphabetical order, all kinds of
+        one before those of the next.
 
     Raises:
         RequestError: If one is unknown or there is none.
@@ -223,16 +245,17 @@ def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
     unknown = [k for k in given if not is_row_kind(k) and k not in (COORD, *NATIVE_KINDS)]
     if unknown or not given:
         named = ", ".join(repr(k) for k in unknown) or "nothing"
-        choices = ", ".join((*VECTOR_KINDS, "dense", "dense.L05 and the like", *NATIVE_KINDS))
+        maps = "dense", "dense.L05 and the like", "dense.hflip and other views"
+        choices = ", ".join((*VECTOR_KINDS, *maps, *NATIVE_KINDS))
         raise RequestError(f"--features: {named}; choose from {choices}")
 
-    def rank(kind: str) -> tuple[bool, str, int, int]:
+    def rank(kind: str) -> tuple[bool, str, int, int, int]:
         parsed = parse_kind(kind)
         if parsed is None:
-            return True, "", (COORD, *NATIVE_KINDS).index(kind), 0
-        base = parsed.base.partition(".")[0]
+            return True, "", (COORD, *NATIVE_KINDS).index(kind), 0, 0
+        base = (*VECTOR_KINDS, "dense").index(parsed.base.partition(".")[0])
         depth = 100 if parsed.layer is None else parsed.layer
-        return False, parsed.channel or "", (*VECTOR_KINDS, "dense").index(base), depth
+        return False, parsed.channel or "", base, (None, *VIEWS).index(parsed.view), depth
 
     return tuple(sorted(given, key=rank))
 

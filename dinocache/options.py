@@ -117,6 +117,22 @@ LayersOption = Annotated[
         "0, as 5,11. A map before the last layer is a kind of its own, dense.L05."
     ),
 ]
+ViewsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of maps, also those of the image turned: identity,hflip,vflip,rot180 (a square one "
+        "also rot90, rot270, transpose, antitranspose; all: all eight), to learn from. Each is a "
+        "pass of its own and a kind, dense.hflip."
+    ),
+]
+RowsOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=starting(("all", "foreground", "labelled")),
+        help="Slices of a volume that are kept: all (default), or from the first to the last that "
+        "has foreground, or a label of its mask. The same as -o rows=...",
+    ),
+]
 ResizeOption = Annotated[
     str | None,
     typer.Option(

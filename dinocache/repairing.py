@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from dinocache.copying import copy_store
 from dinocache.errors import RequestError, StoreDamagedError
 from dinocache.folders import Folder
-from dinocache.layout import CALIBRATION, RUNS, SEALED, calibration_name, record_name
+from dinocache.layout import (
+    CALIBRATION,
+    RUNS,
+    SEALED,
+    calibration_name,
+    plain_view,
+    record_name,
+)
 from dinocache.places import Where, folder_of
 from dinocache.store import FeatureStore, Work
 from dinocache.verify import Soundness, verify
@@ -67,7 +74,8 @@ def repair(
         # why, and the units that it is not of are done again.
         others = {f"{w.unit}.{w.kind}" for w in store.work() if not _is_fitted(store, w)}
         kinds = {name.partition(".")[2] for name in others}
-        refitted = [d for d in refitted if d.file not in map(calibration_name, kinds)]
+        names = {calibration_name(plain_view(kind)) for kind in kinds}
+        refitted = [d for d in refitted if d.file not in names]
         broken |= others
     for name in sorted(broken):
         unit, _, kind = name.partition(".")

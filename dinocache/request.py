@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dinocache.errors import RequestError
 from dinocache.recipe import ChannelsRecipe, FormRecipe, StorageRecipe, WindowRecipe
+from dinocache.views import VIEWS
 
 __all__ = [
     "CT_WINDOWS",
@@ -52,6 +53,7 @@ class ExtractRequest:
     variant: str = ""
     features: tuple[str, ...] | None = None
     layers: str | None = None
+    views: tuple[str | None, ...] = (None,)
     resize: Literal["squash", "pad", "crop"] | None = None
     arithmetic: Literal["float32", "uint8"] | None = None
     windows: tuple[WindowRecipe, ...] | None = None
@@ -197,6 +199,7 @@ def parse_channels(text: str) -> ChannelsRecipe:
     mode, _, names = text.partition(":")
     listed = tuple(name.strip() for name in names.split(",")) if names else ()
     good = all(re.fullmatch(r"(?!l\d\d$)[a-z0-9_]+", name) for name in listed)
+    good = good and not set(listed) & set(VIEWS)
     if mode not in ("stacked", "passes") or not good or len(set(listed)) != len(listed):
         raise RequestError(
             f"--channels {text!r}: give stacked, passes, or passes:NAME,NAME (each name once, of "

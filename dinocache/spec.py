@@ -188,6 +188,7 @@ def extracted_kinds(
     defaults: tuple[str, ...],
     layers: str | None,
     channels: tuple[str, ...] = (),
+    views: tuple[str | None, ...] = (None,),
 ) -> tuple[str, ...]:
     """Settle which kinds an extraction is about.
 
@@ -199,6 +200,7 @@ def extracted_kinds(
         layers: As for `dense_kinds`; replaces `dense`. None for nothing said.
         channels: Names of those that pass through the encoder one by one: a kind that names none
             stands for that kind of each.
+        views: Of the image: a map that names none stands for that of each.
 
     Returns:
         Kinds, unordered.
@@ -213,7 +215,16 @@ def extracted_kinds(
     if layers is not None:
         kinds = (*(k for k in kinds if k != "dense"), *dense_kinds(spec, layers))
     settled = [settled for kind in kinds for settled in _of_channels(spec, kind, channels)]
-    return tuple(dict.fromkeys(settled))
+    viewed = [of_view for kind in settled for of_view in _of_views(kind, views)]
+    return tuple(dict.fromkeys(viewed))
+
+
+def _of_views(kind: str, views: tuple[str | None, ...]) -> list[str]:
+    """Give a map a name for each view that it is of."""
+    parsed = parse_kind(kind)
+    if parsed is None or parsed.base in VECTOR_KINDS or parsed.view:
+        return [kind]
+    return [f"{kind}.{view}" if view else kind for view in views]
 
 
 def _of_channels(spec: EncoderSpec, kind: str, channels: tuple[str, ...]) -> list[str]:
@@ -229,6 +240,7 @@ def _of_channels(spec: EncoderSpec, kind: str, channels: tuple[str, ...]) -> lis
         passes = f"they are {', '.join(channels)}" if channels else "no channel passes by itself"
         raise RequestError(f"--features {kind!r}: there is no channel {parsed.channel!r}; {passes}")
     base = "dense" if parsed.layer == spec.depth - 1 else parsed.base
+    behind = f".{parsed.view}" if parsed.view else ""
     if parsed.channel is not None:
-        return [f"{base}.{parsed.channel}"]
-    return [f"{base}.{channel}" for channel in channels] or [base]
+        return [f"{base}.{parsed.channel}{behind}"]
+    return [f"{base}.{channel}{behind}" for channel in channels] or [f"{base}{behind}"]

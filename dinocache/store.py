@@ -48,6 +48,7 @@ from dinocache.layout import (
     is_row_kind,
     is_vector_kind,
     parse_kind,
+    plain_view,
     record_name,
     thumb_name,
 )
@@ -398,7 +399,7 @@ class FeatureStore:
         """Give what makes a kind small: its offsets, basis, scales, and what they cost.
 
         Args:
-            kind: Of a row.
+            kind: Of a row; views of an image share that of the image as it is.
 
         Returns:
             It; None where the kind is kept as it is, or nothing of it is written yet.
@@ -416,6 +417,7 @@ class FeatureStore:
 
     def _calibration(self, kind: str) -> tuple[Calibration, str] | None:
         recipe = self.header.recipe
+        kind = plain_view(kind)
         form, name = form_of(kind, recipe), calibration_name(kind)
         if form is None or not form.is_fitted:
             return None
@@ -443,7 +445,7 @@ class FeatureStore:
             return
         checksum = self.calibration_checksum(record.kind)
         if record.fitted is None or record.fitted.calibration != checksum:
-            name = calibration_name(record.kind)
+            name = calibration_name(plain_view(record.kind))
             said = "missing" if checksum is None else "not the one"
             raise StoreDamagedError(
                 f"{name} is {said} that unit {record.unit} was written with; copy it again from "

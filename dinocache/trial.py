@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dinocache.cost import activation_bytes, weight_bytes
 from dinocache.errors import ItemError, RequestError
 from dinocache.intensity import item_windows
-from dinocache.layout import is_row_kind, parse_kind
+from dinocache.layout import Pass, base_of, is_row_kind, pass_of
 from dinocache.progress import human_bytes
 from dinocache.readers import guarded
 from dinocache.recipe import Recipe
@@ -372,10 +372,10 @@ class _Encoder:
         self._prepare = Preprocess(recipe.input, encoder.device)
         black = Staged(torch.zeros((recipe.input.channels, *recipe.input.resolution)))
         self._rows = [row[0] for row in inputs if row] or [black]
-        self._kinds: Mapping[str | None, list[str]] = _by_channel(kinds)
+        self._kinds: Mapping[Pass, list[str]] = _by_pass(kinds)
 
     def pass_of(self, rows: int) -> _Pass:
-        """Encode some rows, once for each channel."""
+        """Encode some rows, once for each channel and view."""
         import torch
 
         staged = [self._rows[i % len(self._rows)] for i in range(rows)]
@@ -391,9 +391,8 @@ class _Encoder:
         return _Pass(rows, time.monotonic() - began, time.process_time() - worked)
 
 
-def _by_channel(kinds: Sequence[str]) -> dict[str | None, list[str]]:
-    found: dict[str | None, list[str]] = {}
-    for kind in kinds:
-        if parsed := parse_kind(kind):
-            found.setdefault(parsed.channel, []).append(parsed.base)
+def _by_pass(kinds: Sequence[str]) -> dict[Pass, list[str]]:
+    found: dict[Pass, list[str]] = {}
+    for kind in filter(is_row_kind, kinds):
+        found.setdefault(pass_of(kind), []).append(base_of(kind))
     return found

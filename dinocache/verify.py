@@ -27,6 +27,7 @@ from dinocache.layout import (
     THUMBS,
     array_kind,
     calibration_name,
+    plain_view,
     record_name,
 )
 from dinocache.places import Where
@@ -165,7 +166,7 @@ def _check_calibrations(store: FeatureStore, found: Soundness, known: set[str]) 
     """Check what kinds were made small by; names the kinds of which it cannot be read."""
     broken = set()
     for kind in filter(store.is_fitted, store.kinds):
-        name = calibration_name(kind)
+        name = calibration_name(plain_view(kind))
         known.add(name)
         try:
             if store.calibration(kind) is None:
@@ -182,7 +183,7 @@ def _check_calibrations(store: FeatureStore, found: Soundness, known: set[str]) 
     # The arrays that repeat it cannot be held against it.
     for entry in store.folder.walk(FEATURES) if broken else ():
         array = entry.name.split("/")[1]
-        if array_kind(array) != array and array_kind(array) in broken:
+        if array_kind(array) != array and array_kind(array) in map(plain_view, broken):
             known.add(entry.name)
     return broken
 
@@ -280,7 +281,7 @@ def _check_zarr_documents(
         except FileNotFoundError:
             # They are written one after the other, before anything that relies on them.
             kind = array_kind(name.split("/")[1])
-            if kind in kinds or (kind == "zarr.json" and kinds):
+            if kind in {*kinds, *map(plain_view, kinds)} or (kind == "zarr.json" and kinds):
                 found.damages.append(Damage(file=name, what="missing"))
             continue
         if stored == sealed[name] and (found.complete or sealed[name] == content):

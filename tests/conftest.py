@@ -13,7 +13,10 @@ from serving import SECRET, Proxy, proxy, s3_server
 from dinocache.extract import extract
 from dinocache.store import FeatureStore
 
-# Before any test module is imported: huggingface_hub reads its environment only then.
+# Before any test module is imported: libraries read their environment only then.
+# One thread of torch and of BLAS: pytest's workers use the cores already, and threads that wait for
+# each other spin. Processes that tests start are told so, too.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = os.devnull
 

@@ -80,6 +80,9 @@ class VolumeOptions(ReaderOptions):
     value, in masks 0."""
     foreground_above: float = 0
     """Foreground is what is greater."""
+    rows: Literal["all", "foreground", "labelled"] = "all"
+    """Which slices are kept, after the crop: from the first to the last that has foreground, or a
+    label of the mask; of a mask without any, the middle one."""
     gaps: Gaps = "refuse"
     """What to do with a DICOM series that lacks slices: refuse it, or keep it with a note."""
 
@@ -203,11 +206,43 @@ class _OpenVolume(OpenItem):
     def _own_grid(self) -> tuple[Matrix, Triple]:
         """Orient, resample, crop: (row grid to the file's own, (X, Y, Z))."""
         matrix, shape = self._resampled()
-        settings = self._settings
-        if settings.crop == "none":
-            return matrix, shape
-        start, size = self._box(matrix, shape)
-        return matrix @ shift(start), size
+        if self._settings.crop != "none":
+            start, shape = self._box(matrix, shape)
+            matrix = matrix @ shift(start)
+        if self._settings.rows != "all":
+            first, stop = self._kept_slices(matrix, shape)
+            matrix = matrix @ shift((0, 0, first))
+            shape = (*shape[:2], stop - first)
+        return matrix, shape
+
+    def _kept_slices(self, matrix: Matrix, shape: Triple) -> tuple[int, int]:
+        """Find the first slice that is kept, and the one behind the last, on a grid."""
+        if self._settings.rows == "foreground":
+            low, high = self._foreground(matrix)
+        else:
+            found = self._labelled(matrix)
+            if found is None:
+                return shape[2] // 2, shape[2] // 2 + 1
+            low, high = found
+        first = min(max(0, _nearest(float(low[2]))), shape[2] - 1)
+        return first, min(max(first + 1, _nearest(float(high[2]))), shape[2])
+
+    def _labelled(
+        self, matrix: Matrix
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """Find the outer edges of all labels' box, as `_foreground`; None where there is none."""
+        if self._files.mask is None:
+            raise ItemError("rows=labelled needs a label map, in the column mask")
+        with _of_column("mask"):
+            labels, placed = self._labels_of(self._files.mask)
+        held: npt.NDArray[np.bool_] = np.any(labels > 0, axis=(0, 1))
+        if not held.any():
+            return None
+        # Along x, y and z of the file.
+        seen = [np.flatnonzero(np.any(held, axis=others)) for others in ((0, 1), (0, 2), (1, 2))]
+        ends = np.array([[s[0] - 0.5, s[-1] + 0.5] for s in seen])
+        corners = np.linalg.inv(matrix) @ placed @ np.vstack([ends, [1, 1]])
+        return corners[:3].min(axis=1) + 0.5, corners[:3].max(axis=1) + 0.5
 
     def _resampled(self) -> tuple[Matrix, Triple]:
         wanted = self._settings.spacing

@@ -51,7 +51,7 @@ def test_failures_are_named_and_the_exit_code_is_1(
 ) -> None:
     table = make_table(tmp_path, 3)
     (tmp_path / "png/0001.png").write_bytes(b"no image")
-    assert main(tiny(table, tmp_path / "f")) == 1
+    assert main(tiny(table, tmp_path / "f", "--no-isolate")) == 1
     printed = capsys.readouterr()
     assert (
         "failed: 0001 (png/0001.png): not an image: PNG, JPEG, TIFF, BMP or WebP was expected"
@@ -91,7 +91,11 @@ def test_failures_are_named_and_the_exit_code_is_1(
         (["extract", "TABLE", "--part", "9/4"], 2, "--part '9/4': give I/N with I from 1 to N"),
         (["extract", "TABLE", "--adapt", "1:3"], 2, "--adapt and --cluster-option say how --clus"),
         (["extract", "TABLE", "--model", "hf:x"], 2, "before a colon stands timm or open_clip, as"),
-        (["extract", "TABLE", "--weights", "hub"], 1, "; pass the file with --weights PATH (such"),
+        (
+            ["extract", "TABLE", "--weights", "hub", "--no-isolate"],
+            1,
+            "; pass the file with --weights PATH (such",
+        ),
         (["plan", "TABLE", "--features", "embed"], 2, "dinov3-s has no 'embed'; it has cls, mean"),
         (["encoders", "dinov9"], 2, "there is no encoder 'dinov9'; did you mean dinov"),
         (["info", "nowhere"], 1, "there is no store at nowhere: it has no store.json"),
@@ -176,7 +180,7 @@ def test_what_was_asked_for_is_shown(
     table = make_table(tmp_path, 3)
     more = ["--layers", "0,1", "--resize", "pad", "--arithmetic", "float32", "--no-compile"]
     more += ["--window", window] if window else []
-    assert main(tiny(table, tmp_path / "f", *more)) == 0
+    assert main(tiny(table, tmp_path / "f", "--no-isolate", *more)) == 0
     capsys.readouterr()
     assert main(["info", str(tmp_path / "f/images/tiny/32x48")]) == 0
     printed = capsys.readouterr().out

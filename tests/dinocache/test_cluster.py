@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -316,17 +317,39 @@ def none(*_: object) -> dict[str, str]:
     return {}
 
 
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have a cluster's workers be forks of one process that has imported all, and reads `DEADLY`.
+
+    Each is a process of its own as ever, that starts at once instead of behind its imports.
+    """
+    import dask
+
+    monkeypatch.setenv("PYTHONPATH", str(DEADLY), prepend=os.pathsep)
+    monkeypatch.setattr("distributed.utils._forkserver_preload_set", True)  # with its own list
+    started_by = {"distributed.worker.multiprocessing-method": "forkserver"}
+    preload = [
+        "distributed",
+        "timm",
+        "dinocache.inference",
+        "dinocache.worker",
+        "dinocache.extract",
+    ]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
+    with dask.config.set(started_by):
+        yield
+    forkserver._forkserver._stop()  # it has read `DEADLY`, which is for this test only
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="ends processes")
-def test_workers_that_are_killed_lose_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("forked_workers")
+def test_workers_that_are_killed_lose_nothing(tmp_path: Path) -> None:
     """One at the first unit, by somebody else; and whoever reads the item 0040."""
     table = make_table(tmp_path, 85)
     items = pd.read_csv(table, dtype={"item_id": str})
     items.loc[40, "path"] = "png/deadly-kill.png"
     items.to_csv(table, index=False)
     (tmp_path / "png/deadly-kill.png").write_bytes(b"no image")
-    monkeypatch.setenv("PYTHONPATH", str(DEADLY))
     victims: list[int] = []
 
     class Kills(Counting):

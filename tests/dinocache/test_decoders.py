@@ -44,6 +44,13 @@ def two() -> Iterator[Decoders]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Decoders]:
+    """Two that go on from test to test, as they do from item to item."""
+    with closing(Decoders(2)) as made:
+        yield made
+
+
 def write_nifti(path: Path, seed: int = 0, *, shape: tuple[int, ...] = (13, 11, 5)) -> Path:
     """Write random int16, (i, j, k[, volumes])."""
     values = np.random.default_rng(seed).integers(-900, 1200, shape).astype(np.int16)
@@ -88,15 +95,17 @@ CASES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_item_is_the_same_from_another_process(case: str, tmp_path: Path, two: Decoders) -> None:
+def test_an_item_is_the_same_from_another_process(
+    case: str, tmp_path: Path, shared: Decoders
+) -> None:
     write, options = CASES[case]
     reader, files = make_reader("volume", options), write(tmp_path)
     has_mask = files[0].mask is not None
-    opened = two.open(reader, files, PERCENTILE, mask=has_mask)
+    opened = shared.open(reader, files, PERCENTILE, mask=has_mask)
     assert opened is not None
     theirs = opened.item
     with open_channels(reader, files) as ours:
-        assert theirs.n_rows == ours.n_rows == two.count(reader, files[0])
+        assert theirs.n_rows == ours.n_rows == shared.count(reader, files[0])
         assert opened.windows == item_windows(PERCENTILE, ours)
         assert theirs.geometry.to_attributes() == ours.geometry.to_attributes()
         assert (theirs.value_range, theirs.notes) == (ours.value_range, ours.notes)
@@ -114,7 +123,7 @@ def test_an_item_is_the_same_from_another_process(case: str, tmp_path: Path, two
     theirs.close()
 
 
-def test_many_items_at_once(tmp_path: Path, two: Decoders) -> None:
+def test_many_items_at_once(tmp_path: Path, shared: Decoders) -> None:
     """Sizes differ, so that an answer that came to another item would be seen."""
     reader = make_reader("volume")
     paths = [
@@ -122,7 +131,7 @@ def test_many_items_at_once(tmp_path: Path, two: Decoders) -> None:
     ]
 
     def read(path: Path) -> bool:
-        opened = two.open(reader, [ItemFiles(path=path)], PERCENTILE, mask=False)
+        opened = shared.open(reader, [ItemFiles(path=path)], PERCENTILE, mask=False)
         assert opened is not None
         with reader.open(ItemFiles(path=path)) as ours:
             rows = ours.rows(0, ours.n_rows)
@@ -133,7 +142,7 @@ def test_many_items_at_once(tmp_path: Path, two: Decoders) -> None:
         assert all(pool.map(read, paths * 3))
 
 
-def test_what_is_wrong_with_an_item_is_said_as_here(tmp_path: Path, two: Decoders) -> None:
+def test_what_is_wrong_with_an_item_is_said_as_here(tmp_path: Path, shared: Decoders) -> None:
     reader = make_reader("volume")
     cut = write_nifti(tmp_path / "cut.nii.gz")
     cut.write_bytes(cut.read_bytes()[:-40])
@@ -144,29 +153,29 @@ def test_what_is_wrong_with_an_item_is_said_as_here(tmp_path: Path, two: Decoder
         ):
             item.rows(0, item.n_rows)
         with pytest.raises(ItemError) as there:
-            two.open(reader, [ItemFiles(path=path)], PERCENTILE, mask=False)
+            shared.open(reader, [ItemFiles(path=path)], PERCENTILE, mask=False)
         assert str(there.value) == str(here.value)
     constant = tmp_path / "zeros.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((4, 3, 2), np.int16), AFFINE), constant)
     wanted = (WindowRecipe(mode="percentile", low=1, high=99, nonzero=True),)
     with pytest.raises(ItemError, match=r"^all of its values are 0"):
-        two.open(reader, [ItemFiles(path=constant)], wanted, mask=False)
+        shared.open(reader, [ItemFiles(path=constant)], wanted, mask=False)
 
 
-def test_a_mask_that_does_not_fit_costs_the_mask(tmp_path: Path, two: Decoders) -> None:
+def test_a_mask_that_does_not_fit_costs_the_mask(tmp_path: Path, shared: Decoders) -> None:
     files = ItemFiles(
         path=write_nifti(tmp_path / "a.nii.gz"), mask=write_labels(tmp_path / "m.nii", (12, 11, 5))
     )
-    opened = two.open(make_reader("volume"), [files], PERCENTILE, mask=True)
+    opened = shared.open(make_reader("volume"), [files], PERCENTILE, mask=True)
     assert opened is not None
     assert len(opened.item.rows(0, 5)) == 5
     with pytest.raises(ItemError, match=r"^its mask: it lies on another grid"):
         opened.item.mask()
 
 
-def test_names_that_are_no_utf_8(tmp_path: Path, two: Decoders) -> None:
+def test_names_that_are_no_utf_8(tmp_path: Path, shared: Decoders) -> None:
     path = write_nifti(tmp_path / "a.nii.gz").rename(tmp_path / os.fsdecode(b"\xe9t\xe9.nii.gz"))
-    assert two.count(make_reader("volume"), ItemFiles(path=path)) == 5
+    assert shared.count(make_reader("volume"), ItemFiles(path=path)) == 5
 
 
 def test_signals_to_all_are_for_the_parent(tmp_path: Path, two: Decoders) -> None:
@@ -216,7 +225,7 @@ def test_a_library_that_is_not_installed(
 def test_an_item_that_ends_two_processes_is_to_blame(
     tmp_path: Path, two: Decoders, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(DEADLY))
+    monkeypatch.setenv("PYTHONPATH", str(DEADLY), prepend=os.pathsep)
     reader = make_reader("volume")
     good, bad = (write_nifti(tmp_path / n) for n in ("good.nii.gz", name))
     files = [ItemFiles(path=path) for path in (good, bad, bad, good, bad, good)]
@@ -239,7 +248,7 @@ def test_one_death_is_no_proof(
     tmp_path: Path, two: Decoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill for want of memory may have been meant for whoever was largest."""
-    monkeypatch.setenv("PYTHONPATH", str(DEADLY))
+    monkeypatch.setenv("PYTHONPATH", str(DEADLY), prepend=os.pathsep)
     path = write_nifti(tmp_path / "deadly-once.nii.gz")
     assert two.count(make_reader("volume"), ItemFiles(path=path)) == 5
     assert (tmp_path / "deadly-once.nii.gz.died").exists()
@@ -271,7 +280,7 @@ def volumes(tmp_path: Path) -> Path:
 
 
 def of_volumes(table: Path, root: Path, **options: object) -> ExtractRequest:
-    return tiny_request(table, root, reader="volume", **options)
+    return tiny_request(table, root, reader="volume", workers=2, **options)
 
 
 def test_an_extraction_ends_in_the_same_bytes(
@@ -320,7 +329,7 @@ def test_an_extraction_goes_on_without_what_ends_a_decoder(
     """In this process, which would not survive it; and a plan, which counts rows, does as well."""
     slice_ = next((tmp_path / "v3/series").iterdir())
     slice_.rename(slice_.with_name("deadly-segv.dcm"))
-    monkeypatch.setenv("PYTHONPATH", str(DEADLY))
+    monkeypatch.setenv("PYTHONPATH", str(DEADLY), prepend=os.pathsep)
     request = of_volumes(volumes, tmp_path / "f", features=("cls",))
     reason = "reading it ends the process (SIGSEGV)"
     assert dry_run(request).unreadable["v3"] == reason

@@ -48,7 +48,7 @@ def test_killed_between_any_two_file_operations(
 
 
 def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
-    found = run("random", make_table(tmp_path, 1600), tmp_path, 20)
+    found = run("random", make_table(tmp_path, 1000), tmp_path, 20)
     assert found["kills"] == 20
     assert int(str(found["units_before_last_kill"])) >= 5
     assert found["redone"] == []

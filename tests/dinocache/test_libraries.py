@@ -1,6 +1,7 @@
 """Any model of timm or open_clip: its facts, its shapes, its own embedding."""
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import open_clip
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from dinocache.cost import default_batch, gflop
 from dinocache.encoders import encoder_spec
 from dinocache.errors import RequestError, WeightsError
-from dinocache.inference import load_encoder
+from dinocache.inference import Encoder, load_encoder
 from dinocache.libraries import find_encoder
 from dinocache.spec import EncoderSpec, HubFile
 
@@ -27,6 +28,11 @@ Tensors = dict[str, torch.Tensor]
 @pytest.fixture(autouse=True)
 def digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DINOCACHE_CACHE", str(tmp_path / "digests"))
+
+
+@cache
+def random_encoder(name: str) -> Encoder:
+    return load_encoder(find_encoder(name), "random")
 
 
 def pixels(*shape: int) -> torch.Tensor:
@@ -238,7 +244,7 @@ class TestShapes:
         self, name: str, side: tuple[int, int], expected: dict[str, tuple[int, ...]]
     ) -> None:
         spec = find_encoder(name)
-        encoder = load_encoder(spec, "random")
+        encoder = random_encoder(name)
         assert set(spec.kinds) <= expected.keys()
         features = encoder(pixels(2, 3, *side), tuple(expected))
         assert {kind: tuple(values.shape) for kind, values in features.items()} == expected
@@ -248,7 +254,7 @@ class TestShapes:
 
     def test_rows_and_columns_of_channels_last_maps(self) -> None:
         """A change in one corner of the image moves that corner of the map most."""
-        encoder = load_encoder(find_encoder(SWIN), "random")
+        encoder = random_encoder(SWIN)
         images = pixels(1, 3, 224, 224)
         changed = images.clone()
         changed[:, :, 32:64, 160:192] += 1
@@ -258,7 +264,7 @@ class TestShapes:
             assert (row * patch // 32, column * patch // 32) == (1, 5), kind
 
     def test_another_size_is_refused(self) -> None:
-        encoder = load_encoder(find_encoder(CLIP_VIT), "random")
+        encoder = random_encoder(CLIP_VIT)
         message = r"^open_clip:ViT-S-32-alt cannot take 256x224 px .*: it takes 224x224 only$"
         with pytest.raises(RequestError, match=message):
             encoder(pixels(1, 3, 256, 224))

@@ -1,27 +1,37 @@
+import dataclasses
+
 import pytest
 import torch
 
 from dinocache.libraries import find_encoder
 from dinocache.networks import build_network, wanted
+from dinocache.spec import EncoderSpec
+
+RESNET = {"layers": (2, 2, 2, 2)}
+FEW: dict[str, dict[str, object]] = {
+    "tiny": {},
+    "eupe-tiny": {"depth": 2},
+    "dinov3-convnext-tiny": {"depths": (1, 1, 2, 1)},
+    "resnet50-trunc": RESNET,
+    "byol": RESNET,
+    "conch": {"depth": 2},
+    "biomedclip": {"depth": 2},
+    "timm:test_vit": {},
+    "open_clip:ViT-S-32": {},
+}
+"""Each sort of network, and what leaves it a few blocks of each of its sorts of block."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tiny",
-        "eupe-tiny",
-        "dinov3-convnext-tiny",
-        "resnet50-trunc",
-        "byol",
-        "conch",
-        "biomedclip",
-        "timm:test_vit",
-        "open_clip:ViT-S-32",
-    ],
-)
-def test_torch_compiles_each_sort_of_network_as_one_graph(name: str) -> None:
+def with_blocks(spec: EncoderSpec, few: dict[str, object]) -> EncoderSpec:
+    depth = few.get("depth", spec.depth)
+    return dataclasses.replace(spec, depth=depth, arguments={**spec.arguments, **few})
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", FEW)
+def test_torch_compiles_each_sort_of_network_as_one_graph(name: str, whole: bool) -> None:
     """Without a break, with earlier layers, under bf16: what a GPU compiles. No compiler is run."""
-    spec = find_encoder(name)
+    spec = with_blocks(find_encoder(name), {} if whole else FEW[name])
     network = build_network(spec).requires_grad_(False)
     height = spec.fixed_px or spec.step_px * 2
     width = spec.fixed_px or spec.step_px * 3

@@ -1,5 +1,6 @@
 """Stores in notebooks: arrays, tables, datasets; and the examples of docs/notebooks.md."""
 
+import json
 import re
 import subprocess
 import sys
@@ -132,20 +133,41 @@ def test_large_items_and_hidden_ones(tmp_path: Path) -> None:
 
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (DOCS / "notebooks.md").read_text(), re.DOTALL)
+RUN = """
+import json, sys, traceback
+
+for example in json.load(sys.stdin):
+    try:
+        exec(compile(example, "example", "exec"), {"__name__": "__main__"})
+        said = ""
+    except BaseException:
+        said = traceback.format_exc()
+    print("\\nended:", json.dumps(said))
+"""
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_examples_of_the_page(number: int, tiny_store: FeatureStore, tmp_path: Path) -> None:
-    """Each runs as it stands, in a folder with a store."""
-    place = tmp_path / "features/demo/dinov3-s/256"
+@pytest.fixture(scope="module")
+def ends(tiny_store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """How each ended, one behind the other in one process, in a folder with a store."""
+    folder = tmp_path_factory.mktemp("notebook")
+    place = folder / "features/demo/dinov3-s/256"
     place.parent.mkdir(parents=True)
     place.symlink_to(tiny_store.path)
     ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", EXAMPLES[number]],
-        cwd=tmp_path,
+        [sys.executable, "-W", "error", "-c", RUN],
+        cwd=folder,
+        input=json.dumps(EXAMPLES),
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
+    return [json.loads(said) for said in re.findall("^ended: (.*)$", ended.stdout, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_examples_of_the_page(number: int, ends: list[str]) -> None:
+    """Each runs as it stands, from names of its own only."""
+    assert len(ends) == len(EXAMPLES)
+    assert ends[number] == ""
     assert len(EXAMPLES[number].splitlines()) <= 10

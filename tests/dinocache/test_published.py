@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ Reference = Callable[[Tensor], Features]
 
 _LARGE = 200_000_000
 """Parameters above which a file is written in bfloat16, for the time that it takes."""
+_FEW = 3
+"""Blocks that stand for all of a large model: they differ in nothing but their number."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +55,9 @@ def seed(model: nn.Module, *, large: bool = False) -> nn.Module:
             tensors[key] = torch.zeros(empty.shape, dtype=empty.dtype)
             continue
         start = number * 7919 % 1024
-        repeats = -(-empty.numel() // (len(noise) - 1024))
-        values = noise[start : len(noise) - 1024 + start].repeat(repeats)[: empty.numel()]
-        values = values.reshape(empty.shape).clone()
+        values = noise[start : start + min(len(noise) - 1024, empty.numel())]
+        values = values.repeat(-(-empty.numel() // max(1, len(values))))[: empty.numel()]
+        values = values.reshape(empty.shape)
         if re.search(r"(lambda1|gamma|running_var)$|(norm|ln|bn)\w*\.weight$|\.1\.weight$", key):
             values = (1 + values / 4) if values.ndim == 1 else values
         elif values.ndim > 1 and "token" not in key and "pos" not in key and "query" not in key:
@@ -198,23 +200,39 @@ def meta_names(model: nn.Module, spec: EncoderSpec) -> Tensors:
     return named
 
 
-def marked(spec: EncoderSpec) -> Any:  # noqa: ANN401 - pytest's parameter sets have no public type
-    """Leave models of half a billion parameters and more to the long tests."""
-    is_long = spec.params > 500e6 and not spec.untested
-    return pytest.param(spec, id=spec.name, marks=[pytest.mark.long] if is_long else [])
+def is_large(spec: EncoderSpec) -> bool:
+    """Say it of a row of the table, however few of its blocks are left."""
+    return encoder_spec(spec.name).params > _LARGE
+
+
+def with_blocks(spec: EncoderSpec, blocks: int) -> EncoderSpec:
+    """Leave a network its width and some of its blocks."""
+    params = spec.params * blocks // spec.depth
+    arguments = {**spec.arguments, "depth": blocks}
+    return dataclasses.replace(spec, depth=blocks, arguments=arguments, params=params)
+
+
+def sizes(specs: Iterable[EncoderSpec]) -> list[Any]:
+    """Test large models with a few of their blocks; whole ones are for the long tests."""
+    given = []
+    for spec in specs:
+        if spec.untested:
+            given.append(pytest.param(with_blocks(spec, 2), id=spec.name))
+        elif is_large(spec):
+            given.append(pytest.param(with_blocks(spec, _FEW), id=spec.name))
+            given.append(pytest.param(spec, id=f"{spec.name}-whole", marks=pytest.mark.long))
+        else:
+            given.append(pytest.param(spec, id=spec.name))
+    return given
 
 
 DINOV3 = [s for s in ENCODERS if s.family == "dinov3-vit" and s.name not in ("tiny",)]
 
 
 @pytest.mark.parametrize("writer", ["meta", "transformers"])
-@pytest.mark.parametrize("spec", [marked(spec) for spec in DINOV3])
+@pytest.mark.parametrize("spec", sizes(DINOV3))
 def test_dinov3(spec: EncoderSpec, writer: str, tmp_path: Path) -> None:
-    if spec.untested:  # its width with two of its blocks
-        arguments = {**spec.arguments, "depth": 2}
-        params = spec.params * 2 // spec.depth
-        spec = dataclasses.replace(spec, depth=2, arguments=arguments, params=params)
-    large = spec.params > _LARGE
+    large = is_large(spec)
     need_memory(spec)
     model = dinov3_reference(spec, large=large)
     if writer == "meta":
@@ -315,12 +333,12 @@ def timm_names(model: nn.Module) -> Tensors:
     )
 
 
-@pytest.mark.parametrize("spec", [marked(encoder_spec(name)) for name in DINOV2_LIKE])
+@pytest.mark.parametrize("spec", sizes(encoder_spec(name) for name in DINOV2_LIKE))
 def test_dinov2_and_uni(spec: EncoderSpec, tmp_path: Path) -> None:
     heads, swiglu, registers = DINOV2_LIKE[spec.name]
     # At the grid that the file has; how others are interpolated is said in docs/encoders.md.
     side = 2 * spec.patch_px
-    native = spec.native_px if spec.params < 50e6 else side
+    native = spec.native_px if spec.name == "dinov2-s" else side
     config = transformers.Dinov2WithRegistersConfig(
         hidden_size=spec.dim,
         num_hidden_layers=spec.depth,
@@ -330,7 +348,7 @@ def test_dinov2_and_uni(spec: EncoderSpec, tmp_path: Path) -> None:
         use_swiglu_ffn=swiglu,
         num_register_tokens=registers,
     )
-    large = spec.params > _LARGE
+    large = is_large(spec)
     need_memory(spec)
     model = seed(on_meta(lambda: transformers.Dinov2WithRegistersModel(config)), large=large)
     if registers:  # its class token has no position
@@ -363,16 +381,15 @@ def vit_reference(spec: EncoderSpec) -> nn.Module:
         layer_norm_eps=1e-6,
     )
     build = lambda: transformers.ViTModel(config, add_pooling_layer=False)  # noqa: E731
-    return seed(on_meta(build), large=spec.params > _LARGE)
+    return seed(on_meta(build), large=is_large(spec))
 
 
-@pytest.mark.parametrize("name", ["mae-b", "mae-l", "mocov3-b"])
-def test_plain_vit(name: str, tmp_path: Path) -> None:
-    spec = encoder_spec(name)
+@pytest.mark.parametrize("spec", sizes(map(encoder_spec, ("mae-b", "mae-l", "mocov3-b"))))
+def test_plain_vit(spec: EncoderSpec, tmp_path: Path) -> None:
     model = vit_reference(spec)
     tensors = timm_names(model)
-    large = spec.params > _LARGE
-    if name == "mocov3-b":
+    large = is_large(spec)
+    if spec.name == "mocov3-b":
         others = {f"module.predictor.{n}.weight": torch.ones(3) for n in range(2)}
         others |= {f"module.base_encoder.{key}": value for key, value in tensors.items()}
         others |= {f"module.momentum_encoder.{key}": value * 2 for key, value in tensors.items()}

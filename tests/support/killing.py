@@ -21,11 +21,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import timm  # noqa: F401 - imported once, before the forks
+import imagecodecs._png  # noqa: F401 - imported once, before the forks, as all that follows
+import pyarrow.dataset  # noqa: F401
+import timm  # noqa: F401
 import torch
-import zarr  # noqa: F401 - likewise
+import zarr  # noqa: F401
 from making import tiny_request
 
+import dinocache.inference
+import dinocache.readers.image  # noqa: F401
 from dinocache.extract import extract
 from dinocache.layout import FEATURES, UNITS
 from dinocache.request import ExtractRequest
