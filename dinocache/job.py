@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -793,8 +793,12 @@ def _weights_option(stored: WeightsRecipe, where: str) -> str:
 
 def made_by(device: str) -> dict[str, str]:
     """Say which versions, and which kind of device, make the numbers."""
-    versions = {package: metadata.version(package) for package in ("numpy", "timm", "torch")}
-    return {"dinocache": __version__, "device": device.split(":")[0], **versions}
+    return {"dinocache": __version__, "device": device.split(":")[0], **_versions()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {package: metadata.version(package) for package in ("numpy", "timm", "torch")}
 
 
 def _example(ids: "pd.Index[str]") -> str:

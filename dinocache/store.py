@@ -39,6 +39,7 @@ from dinocache.layout import (
     PLANS,
     SEALED,
     UNITS,
+    ArrayLayout,
     array_document,
     array_layout,
     calibration_name,
@@ -494,12 +495,16 @@ class FeatureStore:
             vectors[here] = block[positions[here]]
         return ids, vectors
 
-    def rows(self, kind: str, item_id: str) -> npt.NDArray[np.float16 | np.float32]:
-        """Read the rows of one item.
+    def rows(
+        self, kind: str, item_id: str, start: int = 0, stop: int | None = None
+    ) -> npt.NDArray[np.float16 | np.float32]:
+        """Read the rows of one item, or some that follow each other.
 
         Args:
             kind: `cls`, `mean`, `embed`, `dense`, `dense.L05`.
             item_id: Which item.
+            start: The first row of it.
+            stop: The one behind the last; None for all.
 
         Returns:
             (rows, dim) or (rows, grid_height, grid_width, dim): float16, or float32 where they are
@@ -510,7 +515,22 @@ class FeatureStore:
             StoreIncompleteError: If the item is not extracted, or failed.
             StoreDamagedError: If a file is not as it was committed.
         """
-        return self.segment_rows(kind, *self._find(kind, item_id))
+        return self.segment_rows(kind, *self._find(kind, item_id), start=start, stop=stop)
+
+    def n_rows(self, item_id: str) -> int:
+        """Say how many rows an item has in the latest segment that plans it.
+
+        Raises:
+            RequestError: If the store holds no such item.
+        """
+        for segment in reversed(self.segments):
+            if (position := self._positions[segment.number].get(item_id)) is not None:
+                return segment.item_rows[position]
+        raise RequestError(f"{self.folder} holds no item {item_id!r}")
+
+    def layout(self, kind: str) -> ArrayLayout:
+        """Say how an array of this store is laid out."""
+        return array_layout(kind, self.header.recipe, self.header.grid)
 
     def all_rows(self, kind: str, part: slice = slice(None)) -> npt.NDArray[Any]:
         """Read the rows of all items, or some of them.
@@ -578,7 +598,14 @@ class FeatureStore:
         return _Spans(spans=spans, numbers=np.concatenate(found) if found else none)
 
     def segment_rows(
-        self, kind: str, segment: Segment, position: int, *, stored: bool = False
+        self,
+        kind: str,
+        segment: Segment,
+        position: int,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        stored: bool = False,
     ) -> npt.NDArray[Any]:
         """Read the rows of one item of one segment, whose units are committed.
 
@@ -586,6 +613,8 @@ class FeatureStore:
             kind: As for `rows`.
             segment: Which.
             position: The item's within the segment.
+            start: The first row of the item.
+            stop: The one behind the last; None for all.
             stored: Whether they are to be as they stand, int8 without their scales.
 
         Returns:
@@ -594,9 +623,18 @@ class FeatureStore:
         Raises:
             StoreDamagedError: If a file is not as it was committed.
         """
-        units = segment.units_of(position)
-        self._fetch(kind, [unit.name for unit in units])
-        pieces = [segment.rows_within(unit, position) for unit in units]
+        stop = segment.item_rows[position] if stop is None else stop
+        touched: list[str] = []
+        pieces: list[tuple[int, int]] = []
+        at = 0
+        for unit in segment.units_of(position):
+            row, count = segment.rows_within(unit, position)
+            low, high = max(start - at, 0), min(stop - at, count)
+            if low < high:
+                touched.append(unit.name)
+                pieces.append((row + low, high - low))
+            at += count
+        self._fetch(kind, touched)
         return self._read(kind, pieces, stored=stored)
 
     def stored_rows(self, kind: str, item_id: str) -> npt.NDArray[Any]:

@@ -83,7 +83,7 @@ class StoreWriter:
 
     def layout(self, kind: str) -> ArrayLayout:
         """Say how an array of this store is laid out."""
-        return array_layout(kind, self.store.header.recipe, self.store.header.grid)
+        return self.store.layout(kind)
 
     def put_items(self, table: pd.DataFrame) -> None:
         """Make an item table the one in force.

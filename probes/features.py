@@ -27,6 +27,7 @@ __all__ = [
     "kinds_of",
     "load_item_features",
     "load_row_features",
+    "open_store",
     "row_coords",
     "store_facts",
     "store_state",
@@ -63,7 +64,7 @@ class Bags(Sequence[npt.NDArray[np.float16]]):
     @classmethod
     def of(cls, where: Where, kinds: Sequence[str], item_ids: Sequence[str]) -> "Bags":
         """Open a store for its rows; see the class."""
-        return cls(_opened(where), kinds, item_ids)
+        return cls(open_store(where), kinds, item_ids)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -118,7 +119,7 @@ def load_item_features(
     Raises:
         StoreError: If the store is missing, incomplete or damaged.
     """
-    store = _opened(where)
+    store = open_store(where)
     kinds = kinds or _usual_kinds(store)
     read = [store.item_vectors(kind) for kind in kinds]
     common = set[str].intersection(*(set(ids) for ids, _ in read))
@@ -166,7 +167,7 @@ def load_row_features(
         StoreError: If the store is missing, incomplete or damaged.
         ProbeError: If a target is not there, or holds no list.
     """
-    store = _opened(where)
+    store = open_store(where)
     kinds = kinds or _usual_kinds(store)
     failed = {f.item_id: f.failure.reason for f in store.failures()}
     items = store.items[~store.items["item_id"].isin(list(failed))]
@@ -197,7 +198,7 @@ def load_row_features(
 
 def item_columns(where: Where) -> tuple[str, ...]:
     """Name the columns of a store's item table."""
-    return tuple(_opened(where).items.columns)
+    return tuple(open_store(where).items.columns)
 
 
 def row_coords(where: Where, item_id: str) -> pd.DataFrame:
@@ -214,7 +215,7 @@ def row_coords(where: Where, item_id: str) -> pd.DataFrame:
     Raises:
         StoreError: If the store is missing or damaged, or has no such item.
     """
-    store = _opened(where)
+    store = open_store(where)
     if not store.header.recipe.reader.columns:
         return pd.DataFrame(index=[0])
     coords, columns = store.coords(item_id)
@@ -234,7 +235,7 @@ def kinds_of(where: Where, kinds: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         StoreError: If the store cannot be read.
     """
-    return tuple(kinds or _usual_kinds(_opened(where)))
+    return tuple(kinds or _usual_kinds(open_store(where)))
 
 
 def _usual_kinds(store: FeatureStore) -> list[str]:
@@ -258,7 +259,7 @@ def first_dense_item(where: Where) -> tuple[str, npt.NDArray[np.float32], npt.ND
     Raises:
         StoreError: If the store is missing or damaged, or no item has both.
     """
-    store = _opened(where)
+    store = open_store(where)
     if lacking := [kind for kind in ("dense", "image") if kind not in store.kinds]:
         raise StoreIncompleteError(
             f"a picture needs dense and image; {where} has no {lacking[0]!r}. Add it with "
@@ -279,7 +280,7 @@ def first_dense_item(where: Where) -> tuple[str, npt.NDArray[np.float32], npt.ND
 
 def store_facts(where: Where) -> StoreOrigin:
     """Say what a store is, for tables and captions."""
-    return _facts(_opened(where))
+    return _facts(open_store(where))
 
 
 def store_state(where: Where) -> dict[str, Any]:
@@ -294,7 +295,7 @@ def store_state(where: Where) -> dict[str, Any]:
     Raises:
         StoreError: If it cannot be read.
     """
-    store = _opened(where)
+    store = open_store(where)
     return {
         "recipe": store.header.digest,
         "dataset": store.header.dataset,
@@ -317,7 +318,7 @@ def check_same_recipe(ours: StoreOrigin, where: Where, *, trust: bool = False) -
             imported, and that is not trusted or does not fit.
         ProbeError: If its recipe differs, and in what.
     """
-    theirs = _opened(where)
+    theirs = open_store(where)
     there, here = theirs.header.recipe, Recipe.from_body(ours.recipe, "the run's recipe")
     bases = _bases(theirs)
     if other := [k for k, basis in ours.bases.items() if bases.get(k, basis) != basis]:
@@ -344,7 +345,8 @@ _REMOTE: dict[str, FeatureStore] = {}
 """What lies below a URL is opened once a process."""
 
 
-def _opened(where: Where) -> FeatureStore:
+def open_store(where: Where) -> FeatureStore:
+    """Open a store, what lies below a URL once a process; raises `StoreError`."""
     folder = folder_of(where)
     if folder.path is not None:
         return FeatureStore(folder)

@@ -175,20 +175,6 @@ def measure_instances(truth: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> 
     return Case(counts=None, values={name: np.array([getattr(scores, name)]) for name in names})
 
 
-class _Measured(NamedTuple):
-    """The values of a metric that is a mean over cases, NaN where they are not defined."""
-
-    columns: _Float | None
-    """(n_cases, n_labels)."""
-    whole: _Float | None
-    """(n_cases,) what the overall value is a mean of; None if that is the mean over labels."""
-
-    def number(self) -> _Int:
-        """Return how many cases have a value: (n_labels,), or (1,)."""
-        parts = [part for part in self if part is not None]
-        return np.atleast_1d(np.count_nonzero(~np.isnan(parts[0]), axis=0)).astype(np.int64)
-
-
 def evaluate_cases(
     cases: Sequence[Case],
     metrics: Sequence[str],
@@ -221,7 +207,8 @@ def evaluate_cases(
     entries = check_mask_metrics(metrics)
     if not cases:
         raise ValueError("there must be at least one case")
-    rows = _checked_weights(weights, len(cases))
+    drawn = _checked_weights(weights, len(cases))
+    ones = np.ones((1, len(cases)))
     counts = _stacked_counts(cases)
     scores = CaseScores(
         values={},
@@ -233,32 +220,23 @@ def evaluate_cases(
         invented=_alone(counts, 1),
     )
     for entry in entries:
-        if counts is None and entry.family != "instance":
-            raise ValueError(f"metric {entry.name!r} needs counts; these cases are of instances")
-        if entry.over == "pooled" and counts is not None:
-            overall, columns = _pooled(entry.name, counts, rows)
-        else:
-            measured = _measured(entry, cases, counts, present_only)
-            overall, columns = _means(measured, rows)
+        measured = _measured(entry, cases, counts, present_only)
+        # Apart, so that a value does not depend on the weights, not even in its last bit.
+        (value,), columns = measured.over(ones)
+        scores.values[entry.name] = float(value)
+        scores.replicates[entry.name], of_drawn = measured.over(drawn)
+        if columns is not None and of_drawn is not None:
+            scores.per_label[entry.name] = columns[0]
+            scores.per_label_replicates[entry.name] = of_drawn
+        if isinstance(measured, _Means):
             scores.n_cases[entry.name] = measured.number()
-        _write(scores, entry.name, overall, columns)
     return scores
 
 
-def _write(scores: CaseScores, name: str, overall: _Float, columns: _Float | None) -> None:
-    """Put the first row under values, the others under replicates."""
-    scores.values[name] = float(overall[0])
-    scores.replicates[name] = overall[1:]
-    if columns is not None:
-        scores.per_label[name] = columns[0]
-        scores.per_label_replicates[name] = columns[1:]
-
-
 def _checked_weights(weights: npt.NDArray[Any] | None, n_cases: int) -> _Float:
-    """Return (1 + n_replicates, n_cases): a row of ones, then the weights."""
-    ones = np.ones((1, n_cases))
+    """Return (n_replicates, n_cases) float64, without replicates if there are no weights."""
     if weights is None:
-        return ones
+        return np.zeros((0, n_cases))
     weights = np.asarray(weights)
     if weights.ndim != 2 or weights.shape[1] != n_cases:
         raise ValueError(f"weights must be (n_replicates, {n_cases}), got {weights.shape}")
@@ -267,7 +245,7 @@ def _checked_weights(weights: npt.NDArray[Any] | None, n_cases: int) -> _Float:
     if (weights.sum(axis=1) == 0).any():
         empty = int(np.argmin(weights.sum(axis=1)))
         raise ValueError(f"weights must not all be 0; those of replicate {empty} are")
-    return np.concatenate([ones, weights.astype(np.float64)])
+    return weights.astype(np.float64)
 
 
 def _stacked_counts(cases: Sequence[Case]) -> _Float | None:
@@ -292,20 +270,75 @@ def _alone(counts: _Float | None, cell: int) -> _Int:
     return np.asarray((neither & (counts[..., cell] > 0)).sum(axis=0), dtype=np.int64)
 
 
+_Values = tuple[_Float, _Float | None]
+"""Overall (n_rows,), and (n_rows, n_labels) where each label has a value."""
+
+
+class _Means(NamedTuple):
+    """A metric that is a mean over cases; values are NaN where they are not defined."""
+
+    columns: _Float | None
+    """(n_cases, n_labels)."""
+    whole: _Float | None
+    """(n_cases,) what the overall value is a mean of; None if that is the mean over labels."""
+
+    def number(self) -> _Int:
+        """Return how many cases have a value: (n_labels,), or (1,)."""
+        parts = [part for part in self if part is not None]
+        return np.atleast_1d(np.count_nonzero(~np.isnan(parts[0]), axis=0)).astype(np.int64)
+
+    def over(self, rows: _Float) -> _Values:
+        """Return means with weights (n_rows, n_cases)."""
+        columns = None if self.columns is None else _weighted_mean(self.columns, rows)
+        if self.whole is not None:
+            return _weighted_mean(self.whole[:, np.newaxis], rows)[:, 0], columns
+        assert self.columns is not None  # one of the two is given
+        assert columns is not None
+        return _mean_over_labels(columns, ~np.isnan(self.columns).all(axis=0)), columns
+
+
+class _Pooled(NamedTuple):
+    """A metric of the counts of all cases together."""
+
+    name: str
+    counts: _Float
+    """(n_cases, n_labels + 1, 4)."""
+
+    def over(self, rows: _Float) -> _Values:
+        """Return what follows from counts summed with weights (n_rows, n_cases)."""
+        flat = rows @ self.counts.reshape(len(self.counts), -1)
+        sums = flat.reshape(len(rows), *self.counts.shape[1:])
+        if self.name == "pooled_binary_iou":
+            return overlap.iou(sums[:, -1]), None
+        columns = (overlap.dice if self.name == "dice_agg" else overlap.iou)(sums[:, :-1])
+        if self.name == "pooled_iou":
+            return overlap.iou(sums[:, :-1].sum(axis=1)), columns
+        known = ~np.isnan(overlap.iou(self.counts[:, :-1].sum(axis=0)))
+        return _mean_over_labels(columns, known), columns
+
+
 def _measured(
     entry: MaskMetric, cases: Sequence[Case], counts: _Float | None, present_only: bool
-) -> _Measured:
-    """Return the value of each case."""
-    if entry.family == "frame" and counts is not None:
-        return _of_frames(entry.name, counts)
-    if entry.family == "overlap" and counts is not None:
-        values = _RATIOS[entry.base](counts[:, -1:] if entry.is_binary else counts[:, :-1])
+) -> _Means | _Pooled:
+    if entry.family in ("overlap", "frame"):
+        if counts is None:
+            raise ValueError(f"metric {entry.name!r} needs counts; these cases are of instances")
+        if entry.over == "pooled":
+            return _Pooled(entry.name, counts)
+        if entry.family == "frame":
+            return _of_frames(entry.name, counts)
+        values = _RATIOS[entry.base](_looked_at(entry, counts))
     else:
         values = _taken(entry.name, cases)
     if present_only and counts is not None and entry.family in ("overlap", "surface"):
-        looked_at = counts[:, -1:] if entry.is_binary else counts[:, :-1]
-        values = np.where(looked_at[..., 0] + looked_at[..., 2] > 0, values, np.nan)
-    return _Measured(values, None) if entry.per_label else _Measured(None, values[:, 0])
+        cells = _looked_at(entry, counts)
+        values = np.where(cells[..., 0] + cells[..., 2] > 0, values, np.nan)
+    return _Means(values, None) if entry.per_label else _Means(None, values[:, 0])
+
+
+def _looked_at(entry: MaskMetric, counts: _Float) -> _Float:
+    """Return the counts of any label, (n_cases, 1, 4), or of each."""
+    return counts[:, -1:] if entry.is_binary else counts[:, :-1]
 
 
 def _taken(name: str, cases: Sequence[Case]) -> _Float:
@@ -316,15 +349,15 @@ def _taken(name: str, cases: Sequence[Case]) -> _Float:
     return np.stack([case.values[name] for case in cases])
 
 
-def _of_frames(name: str, counts: _Float) -> _Measured:
+def _of_frames(name: str, counts: _Float) -> _Means:
     labels = counts[:, :-1]
     if name == "instrument_iou":
-        return _Measured(frames.present_iou(labels), frames.challenge_iou(labels))
+        return _Means(frames.present_iou(labels), frames.challenge_iou(labels))
     if name == "isinet_iou":
-        return _Measured(overlap.iou(labels), frames.isinet_iou(labels))
+        return _Means(overlap.iou(labels), frames.isinet_iou(labels))
     if name == "mc_iou":
-        return _Measured(overlap.iou(labels), None)
-    return _Measured(None, frames.twoclass_iou(counts[:, -1]))
+        return _Means(overlap.iou(labels), None)
+    return _Means(None, frames.twoclass_iou(counts[:, -1]))
 
 
 _RATIOS: Mapping[str, Callable[[_Float], _Float]] = MappingProxyType(
@@ -337,15 +370,6 @@ _RATIOS: Mapping[str, Callable[[_Float], _Float]] = MappingProxyType(
 )
 
 
-def _means(measured: _Measured, rows: _Float) -> tuple[_Float, _Float | None]:
-    """Return weighted means over cases: overall (n_rows,) and columns (n_rows, n_labels)."""
-    columns = None if measured.columns is None else _weighted_mean(measured.columns, rows)
-    if measured.whole is not None:
-        return _weighted_mean(measured.whole[:, np.newaxis], rows)[:, 0], columns
-    assert columns is not None  # one of the two is given
-    return _mean_over_labels(columns), columns
-
-
 def _weighted_mean(values: _Float, rows: _Float) -> _Float:
     defined = ~np.isnan(values)
     total = rows @ np.where(defined, values, 0)
@@ -354,20 +378,8 @@ def _weighted_mean(values: _Float, rows: _Float) -> _Float:
     return np.divide(total, weight, out=means, where=weight > 0)
 
 
-def _mean_over_labels(columns: _Float) -> _Float:
-    """Return (n_rows,) over the labels that have a value if every case counts (the first row)."""
-    known = ~np.isnan(columns[0])
+def _mean_over_labels(columns: _Float, known: _Bool) -> _Float:
+    """Return (n_rows,) over the labels that have a value if every case counts."""
     if not known.any():
         return np.full(len(columns), np.nan)
     return np.asarray(columns[:, known].mean(axis=1))
-
-
-def _pooled(name: str, counts: _Float, rows: _Float) -> tuple[_Float, _Float | None]:
-    """Return what follows from weighted sums of counts; see `_means`."""
-    sums = (rows @ counts.reshape(len(counts), -1)).reshape(len(rows), *counts.shape[1:])
-    if name == "pooled_binary_iou":
-        return overlap.iou(sums[:, -1]), None
-    columns = (overlap.dice if name == "dice_agg" else overlap.iou)(sums[:, :-1])
-    if name == "pooled_iou":
-        return overlap.iou(sums[:, :-1].sum(axis=1)), columns
-    return _mean_over_labels(columns), columns

@@ -14,7 +14,7 @@ NAMES = ("instrument_iou", "isinet_iou", "mc_iou", "pooled_iou")
 NAMES += ("binary_iou", "pooled_binary_iou", "twoclass_iou")
 
 FRAMES = [
-    # Labels 1 (1 of 3) and 2 (1 of 2); any label 4 of 4, background 2 of 2.
+    # Labels 1 (1 of 3) and 2 (1 of 3); any label 4 of 4, background 2 of 2.
     ([[1, 1, 2], [2, 0, 0]], [[1, 2, 2], [1, 0, 0]]),
     # Label 1 (2 of 2), and 3 that is not there (0 of 1); any label 2 of 3, background 3 of 4.
     ([[1, 1, 0], [0, 0, 0]], [[1, 1, 3], [0, 0, 0]]),
@@ -25,7 +25,6 @@ FRAMES = [
     # Nothing, though 3 is predicted (0 of 1); background 5 of 6.
     ([[0, 0, 0], [0, 0, 0]], [[0, 3, 0], [0, 0, 0]]),
 ]
-# Label 2 of the first frame: truth in 2 pixels, prediction in 2, 1 shared: 1 of 3.
 LABEL_1, LABEL_2, LABEL_3 = [1 / 3, 1], [1 / 3, 0], [0, 0]
 
 
