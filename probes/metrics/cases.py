@@ -294,7 +294,8 @@ class _Means(NamedTuple):
             return _weighted_mean(self.whole[:, np.newaxis], rows)[:, 0], columns
         assert self.columns is not None  # one of the two is given
         assert columns is not None
-        return _mean_over_labels(columns, ~np.isnan(self.columns).all(axis=0)), columns
+        known = np.asarray(np.any(~np.isnan(self.columns), axis=0))
+        return _mean_over_labels(columns, known), columns
 
 
 class _Pooled(NamedTuple):

@@ -285,7 +285,7 @@ def test_kinds_have_one_order_and_one_name() -> None:
 def test_kinds_that_are_none(kind: str) -> None:
     message = (
         rf"^--features: {kind!r}; choose from cls, mean, embed, dense, dense\.L05 and the like, "
-        r"image, mask$"
+        r"dense\.hflip and other views, image, mask$"
     )
     assert not is_row_kind(kind)
     with pytest.raises(RequestError, match=message):
