@@ -153,6 +153,14 @@ def fit(
         str | None,
         typer.Option(help="Which of two values is positive. Default: 1, true, yes, else the last."),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUE=NAME,...",
+            help="Of a store with maps and masks: what the mask's values are, as 1=liver,2=tumour; "
+            "fits a head of maps (decoder2d, linear2d).",
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -211,6 +219,8 @@ def fit(
         probe fit features/demo/dinov3-s/256 --target projection --positive pa
         probe fit features/nih14/dinov3-b/512 --target Effusion,Edema --head linear --search
         probe fit camelyon17/unseen --model dinov3-l
+        probe fit edd2020/diseases --model dinov3-b --head linear2d
+        probe fit features/scans/dinov3-s/512 --labels 1=liver,2=tumour --folds 5
         probe fit nih14/findings --shots 10 --repeats 5 --by sex
     """
     from dinocache.errors import RequestError
@@ -222,6 +232,27 @@ def fit(
     from probes.tasks import store_of, task_request
 
     is_task = target is None and not _is_place(what)
+    if labels is not None or (is_task and find_task(what)[2].kind in _OF_MAPS):
+        if target is not None:
+            raise RequestError("--labels and --target are two sorts of fits; give one of them")
+        _fit_maps(
+            what,
+            is_task=is_task,
+            labels=labels,
+            place={"root": store, "model": model, "resolution": resolution, "variant": variant},
+            out=out,
+            json=json,
+            head=head,
+            features=None if features is None else _parts(features),
+            settings=_settings(head or _head_of(what, is_task=is_task), set_) if set_ else None,
+            split=split,
+            folds=folds,
+            validation=validation,
+            seeds=seeds,
+            metrics=None if metrics is None else _parts(metrics),
+            replicates=replicates,
+        )
+        return
     if is_task and (positive or split or folds):
         raise RequestError("a task says itself what --positive, --split and --folds would")
     if target is None and not is_task:
@@ -276,6 +307,53 @@ def fit(
     else:
         print_result(fitted.result)
         print(f"run: {folder}")
+
+
+_OF_MAPS = ("segmentation", "instances", "registration")
+
+
+def _head_of(what: str, *, is_task: bool) -> str:
+    from dinocache.manifest import find_task
+
+    return find_task(what)[2].head if is_task else "decoder2d"
+
+
+def _fit_maps(
+    what: str,
+    *,
+    is_task: bool,
+    labels: str | None,
+    place: dict[str, Any],
+    out: Path | None,
+    json: bool,
+    **asked: Any,  # noqa: ANN401 - fields of MapRequest
+) -> None:
+    """Fit a head of maps, and print what it is worth."""
+    from dinocache.errors import RequestError
+    from dinocache.manifest import find_task
+    from probes.map_request import MapRequest, parse_labels
+    from probes.places import map_folder
+    from probes.printing import print_result
+    from probes.segmentation import segment
+    from probes.tasks import map_request, store_of
+
+    if is_task:
+        if labels or asked["split"] or asked["folds"]:
+            raise RequestError("a task says itself what --labels, --split and --folds would")
+        asked = {k: v for k, v in asked.items() if k not in ("split", "folds")}
+        root = place.pop("root")
+        request = map_request(what, store_of(root, find_task(what)[0].name, **place), **asked)
+    else:
+        said = {key: value for key, value in asked.items() if value is not None}
+        request = MapRequest(store=what, labels=parse_labels(labels or ""), **said)
+    folder = out or Path("runs") / map_folder(request)
+    fitted = segment(request, folder)
+    fitted.result.write(folder, fitted.predictions, fitted.arrays)
+    if json:
+        echo_json(fitted.result.model_dump(mode="json"))
+    else:
+        print_result(fitted.result)
+        print(f"run: {folder}; predicted labels: {folder / 'labels'}")
 
 
 @app.command()
@@ -496,12 +574,16 @@ def attention(
 @app.command()
 def metrics(json: AsJson = False) -> None:
     """List the names that --metrics takes."""
+    from dataclasses import asdict
+
+    from probes.metrics.glossary import GLOSSARY
     from probes.metrics.names import THRESHOLD_RULES, known_metrics
     from probes.printing import console, table_of
 
     kinds = {kind: known_metrics(kind) for kind in ("binary", "multiclass", "multilabel")}
     if json:
-        echo_json({kind: list(names) for kind, names in kinds.items()})
+        of_scores = {kind: list(names) for kind, names in kinds.items()}
+        echo_json(of_scores | {"maps": [asdict(entry) for entry in GLOSSARY.values()]})
         return
     table = table_of(["metric", *kinds])
     for name in known_metrics():
@@ -509,8 +591,13 @@ def metrics(json: AsJson = False) -> None:
     console().print(table)
     print(
         "\nWhat decides takes a threshold: accuracy@0.3, or "
-        f"{' or '.join(f'@{rule}' for rule in THRESHOLD_RULES)} by validation items."
+        f"{' or '.join(f'@{rule}' for rule in THRESHOLD_RULES)} by validation items.\n"
     )
+    of_maps = table_of(["of labels of pixels or voxels", "better", "unit", "what it is"], left=4)
+    for entry in GLOSSARY.values():
+        better = "higher" if entry.higher_is_better else "lower"
+        of_maps.add_row(entry.name, better, entry.unit, f"{entry.definition} ({entry.source})")
+    console().print(of_maps)
 
 
 @app.command()
@@ -524,9 +611,10 @@ def tasks(
     from rich.table import Table
 
     from dinocache.terminal import console
-    from probes.heads import HEADS
+    from probes.heads import DENSE_HEADS, HEADS
     from probes.tasks import list_tasks
 
+    heads = [*HEADS, *DENSE_HEADS]
     listed = list_tasks(dataset)
     if json:
         echo_json(listed)
@@ -539,14 +627,15 @@ def tasks(
         table.add_row(
             task["task"],
             task["kind"],
-            task["head"] + ("" if task["head"] in HEADS else " *"),
+            task["head"] + ("" if task["head"] in heads else " *"),
             f"Table {', '.join(map(str, numbers))}" if numbers else "",
             task["title"],
         )
     console().print(table)
-    if any(task["head"] not in HEADS for task in listed):
+    if any(task["head"] not in heads for task in listed):
         print(
-            f"\n* a head that is to come; --head takes {', '.join(HEADS)} where a task classifies"
+            f"\n* a head that is to come; --head takes {', '.join(HEADS)} where a task classifies, "
+            f"{', '.join(DENSE_HEADS)} where it segments"
         )
 
 
@@ -581,10 +670,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _settings(head: str, texts: Sequence[str] | None) -> "dict[str, Setting]":
     from dinocache.errors import RequestError
-    from probes.heads import HEADS, parse_settings
+    from probes.heads import DENSE_HEADS, HEADS, parse_settings
 
-    if head not in HEADS:
-        raise RequestError(f"--head {head!r}: choose from {', '.join(HEADS)}")
+    if head not in (known := [*HEADS, *DENSE_HEADS]):
+        raise RequestError(f"--head {head!r}: choose from {', '.join(known)}")
     try:
         return parse_settings(head, texts or [])
     except ValueError as exc:

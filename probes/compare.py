@@ -79,7 +79,9 @@ class _Run:
 
     @classmethod
     def read(cls, folder: Path) -> "_Run":
-        result, table = Result.read(folder), read_predictions(folder)
+        result = Result.read(folder)
+        _ = result.task.scored  # a segmentation has no scores to compare
+        table = read_predictions(folder)
         classes = result.task.classes
         columns = [f"{part}.{name}" for part in ("truth", "score") for name in classes]
         if lacking := [column for column in columns if column not in table]:
@@ -213,7 +215,7 @@ class _Pair:
                     self._base.truth[fold],
                     theirs[seed % len(theirs)],
                     ours[seed % len(ours)],
-                    self._base.result.task.kind,
+                    self._base.result.task.scored,
                     self._swaps[:, np.searchsorted(self._ids, ids)],
                     metrics=self._metrics,
                     sequences=self._base.sequences(fold),
@@ -260,7 +262,7 @@ def _judged(
     found = evaluate(
         run.truth[fold],
         scores,
-        run.result.task.kind,
+        run.result.task.scored,
         weights=None if weights is None else weights[some],
         metrics=metrics,
         sequences=run.sequences(fold),
@@ -275,7 +277,7 @@ def _judged(
 
 def _metrics(runs: Sequence[_Run], asked: Sequence[str] | None) -> tuple[str, ...]:
     """Choose what is compared."""
-    kind = runs[0].result.task.kind
+    kind = runs[0].result.task.scored
     if asked is None:
         names = [m for m in runs[0].result.metrics if all(m in r.result.metrics for r in runs)]
         asked = [m for m in names if not needed_thresholds([m])]

@@ -29,6 +29,7 @@ __all__ = [
     "load_row_features",
     "open_store",
     "row_coords",
+    "row_picture",
     "store_facts",
     "store_state",
 ]
@@ -270,12 +271,27 @@ def first_dense_item(where: Where) -> tuple[str, npt.NDArray[np.float32], npt.ND
     if item_id is None:
         raise StoreIncompleteError(f"{where} has no item to draw: each of them failed")
     maps = store.rows("dense", item_id)
-    image, attributes = store.native("image", item_id)
     middle = len(maps) // 2
+    return item_id, maps[middle].astype(np.float32), row_picture(store, item_id, middle)
+
+
+def row_picture(store: FeatureStore, item_id: str, row: int) -> npt.NDArray[np.float32]:
+    """Read a row of an item's own grid as people look at it.
+
+    Args:
+        store: With the kind `image`.
+        item_id: Which item.
+        row: Which row.
+
+    Returns:
+        (Y, X), or (Y, X, 3) of three channels, in [0, 1]: its window.
+    """
+    image, attributes = store.native("image", item_id)
     low, high = attributes["windows"][0]
-    picture = np.clip((image[:, middle].astype(np.float32) - low) / (high - low), 0, 1)
-    shown = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
-    return item_id, maps[middle].astype(np.float32), shown
+    picture: npt.NDArray[np.float32] = np.clip(
+        (image[:, row].astype(np.float32) - low) / (high - low), 0, 1
+    )
+    return picture.transpose(1, 2, 0) if len(picture) == 3 else picture[0]
 
 
 def store_facts(where: Where) -> StoreOrigin:

@@ -1,11 +1,13 @@
 """Pictures of features: arrays in, PNG bytes out."""
 
 import io
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["pca_colours", "pca_picture"]
+__all__ = ["overlay_picture", "pca_colours", "pca_picture"]
 
 
 def pca_colours(patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -63,4 +65,54 @@ def pca_picture(image: npt.NDArray[np.float32], patches: npt.NDArray[np.float32]
         axes.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", transparent=True)
+    return buffer.getvalue()
+
+
+def overlay_picture(
+    image: npt.NDArray[np.float32],
+    truth: npt.NDArray[np.bool_],
+    prediction: npt.NDArray[np.bool_],
+    names: Sequence[str],
+    title: str = "",
+) -> bytes:
+    """Draw the outlines of truth and prediction over an image.
+
+    Args:
+        image: (Y, X) or (Y, X, 3) in [0, 1].
+        truth: (classes, Y, X): solid lines.
+        prediction: (classes, Y, X): dashed lines.
+        names: Of the classes.
+        title: Above it.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(5, 5 * height / width + 0.8), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for number in range(len(names)):
+        for masks, style in ((truth, "solid"), (prediction, "dashed")):
+            mask = masks[number]
+            if mask.any() and not mask.all():
+                colour = colours[number % len(colours)]
+                axes.contour(mask, [0.5], colors=[colour], linestyles=style, linewidths=1.2)
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9)
+    handles = [
+        Line2D([], [], color=colours[n % len(colours)], label=name) for n, name in enumerate(names)
+    ]
+    styles: tuple[tuple[Literal["solid", "dashed"], str], ...] = (
+        ("solid", "truth"),
+        ("dashed", "predicted"),
+    )
+    handles += [Line2D([], [], color="grey", linestyle=style, label=what) for style, what in styles]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -1,8 +1,6 @@
 """One fit: features and labels in, a judged head out."""
 
-import platform
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from probes.metrics.classification import evaluate
 from probes.metrics.names import check_metrics, needed_thresholds
 from probes.protocol import Fold, draw_folds
 from probes.request import FitRequest
-from probes.runs import HeadFacts, Result, SplitFacts, TaskFacts
+from probes.runs import HeadFacts, Result, SplitFacts, TaskFacts, library_versions
 from probes.training import Trained, seeds_of, train
 
 __all__ = ["Fit", "fit", "inputs_of"]
@@ -160,7 +158,7 @@ def _result(
         delong=judgement.delong,
         auc_skipped=judgement.auc_skipped,
         curve=curve,
-        versions=_versions(),
+        versions=library_versions(),
     )
 
 
@@ -175,12 +173,3 @@ def _table(tested: Cohort, folds: list[Fold], predictions: Predictions) -> pd.Da
             part[f"score.{name}"] = given[:, index]
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("numpy", "scikit-learn", "torch", "xgboost", "zarr")
-    return {
-        "dinocache": __version__,
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
-    }

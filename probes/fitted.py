@@ -72,6 +72,11 @@ class FittedRun:
             ProbeError: If it is none, damaged, or of another version.
         """
         result = Result.read(folder)
+        if result.pool == "maps":
+            raise ProbeError(
+                f"{folder}: the run is a {result.task.kind}, which gives no scores of items; what "
+                "it predicted is in its folder labels"
+            )
         named: dict[Key, dict[str, npt.NDArray[Any]]] = defaultdict(dict)
         try:
             for name, array in read_arrays(folder).items():
@@ -149,14 +154,15 @@ class FittedRun:
         return row_coords(store, item_id).assign(weight=weights)
 
     def _request(self, store: Where, replicates: int) -> FitRequest:
-        task, rules = self.result.task, needed_thresholds
+        task, rules, pool = self.result.task, needed_thresholds, self.result.pool
+        assert pool != "maps"  # `read` refuses those
         return FitRequest(
             store=store,
             targets=task.targets,
             of=task.of,
             head=self.result.head.name,
             features=self.result.features,
-            pool=self.result.pool,
+            pool=pool,
             metrics=tuple(m for m in self.result.metrics if not rules([m])),
             drop_missing=True,
             replicates=replicates,

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from dinocache.recipe import model_folder
 from probes.features import kinds_of, store_facts
+from probes.map_request import MapRequest
 from probes.request import SEARCHES, FitRequest
 
-__all__ = ["run_folder", "safe_name"]
+__all__ = ["map_folder", "run_folder", "safe_name"]
 
 _LONGEST = 150
 
@@ -32,6 +33,25 @@ def run_folder(request: FitRequest) -> Path:
     parts = [model_folder(store.model), store.resolution, store.variant]
     parts += ["+".join(kinds_of(request.store, request.features)), *_unusual(request)]
     return Path(dataset) / target / safe_name("-".join(part for part in parts if part))
+
+
+def map_folder(request: MapRequest) -> Path:
+    """Name the folder of a run of maps; see `run_folder`."""
+    store = store_facts(request.store)
+    dataset, _, task = (request.task or "").rpartition("/")
+    parts = [model_folder(store.model), store.resolution, store.variant]
+    parts += ["+".join(request.features), request.head]
+    parts += [f"{key}={_text(value)}" for key, value in sorted(request.settings.items())]
+    if request.split not in (None, "split") and request.task is None:
+        parts.append(str(request.split))
+    if request.folds is not None:
+        parts.append(f"folds={request.folds}")
+    labels = safe_name("+".join(request.labels.values()))
+    return (
+        Path(dataset or store.dataset)
+        / (task or labels)
+        / safe_name("-".join(part for part in parts if part))
+    )
 
 
 def _unusual(request: FitRequest) -> list[str]:

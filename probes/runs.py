@@ -2,7 +2,9 @@
 
 import json
 import os
+import platform
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dinocache import __version__
 from dinocache.errors import ProbeError, RequestError
 from dinocache.spreadsheets import write_csv
 
@@ -25,6 +28,7 @@ __all__ = [
     "Subgroup",
     "TaskFacts",
     "find_results",
+    "library_versions",
     "read_arrays",
     "read_predictions",
     "write_table",
@@ -47,8 +51,22 @@ class TaskFacts(_Part):
     name: str | None = None
     of: Literal["item", "row"] = "item"
     targets: tuple[str, ...]
-    kind: Literal["binary", "multiclass", "multilabel"]
+    kind: Literal["binary", "multiclass", "multilabel", "segmentation"]
     classes: tuple[str, ...]
+
+    @property
+    def scored(self) -> Literal["binary", "multiclass", "multilabel"]:
+        """Of which kind the scores of items are.
+
+        Raises:
+            ProbeError: If it is a segmentation, which has none.
+        """
+        if self.kind == "segmentation":
+            raise ProbeError(
+                "the run is a segmentation; scores of items, which can be compared and asked for, "
+                "are those of classifications"
+            )
+        return self.kind
 
 
 Setting = bool | int | float | str | None
@@ -141,7 +159,9 @@ class Result(_Part):
     task: TaskFacts
     head: HeadFacts
     features: tuple[str, ...]
-    pool: Literal["mean", "max", "mean+std", "bags"]
+    pool: Literal["mean", "max", "mean+std", "bags", "maps"]
+    views: tuple[str, ...] = ()
+    """Of maps: turned images that trained beside the image as it is."""
     store: StoreOrigin
     test_store: StoreOrigin | None = None
     split: SplitFacts
@@ -226,6 +246,16 @@ class Result(_Part):
             raise ProbeError(
                 f"{path} is no result of this version ({field}: {error['msg']}); fit again"
             ) from exc
+
+
+def library_versions() -> dict[str, str]:
+    """Say which versions computed a run."""
+    packages = ("numpy", "scikit-learn", "torch", "xgboost", "zarr")
+    return {
+        "dinocache": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+    }
 
 
 def read_arrays(folder: Path) -> dict[str, npt.NDArray[Any]]:

@@ -20,10 +20,11 @@ from dinocache.places import Where
 from dinocache.recipe import model_folder
 from dinocache.roots import Place, find_stores
 from dinocache.store import FeatureStore
-from probes.heads import HEADS
+from probes.heads import DENSE_HEADS, HEADS
+from probes.map_request import MapRequest
 from probes.request import FitRequest, TestOn
 
-__all__ = ["list_tasks", "store_of", "stores_of", "task_request", "test_target"]
+__all__ = ["list_tasks", "map_request", "store_of", "stores_of", "task_request", "test_target"]
 
 _CLASSIFIES = ("binary", "multiclass", "multilabel")
 
@@ -175,6 +176,54 @@ def task_request(
     whole |= said
     whole |= {"head": head, "settings": {**own, **said.get("settings", {})}}
     return FitRequest(store=store, **whole)
+
+
+def map_request(named: str, store: Where, **asked: Any) -> MapRequest:  # noqa: ANN401
+    """Put together what a task of maps asks for; what a person says goes first.
+
+    Args:
+        named: DATASET/TASK.
+        store: Of that dataset.
+        **asked: Fields of `MapRequest` in place of the task's; None takes the task's.
+
+    Returns:
+        The request.
+
+    Raises:
+        RequestError: If there is no such task, or its head is not there yet.
+        StoreError: If the store cannot be read.
+    """
+    manifest, name, task = find_task(named)
+    said = {key: value for key, value in asked.items() if value is not None}
+    head = str(said.get("head", task.head))
+    if task.kind != "segmentation":
+        raise RequestError(f"{named} is a {task.kind}; of maps `probe fit` segments so far")
+    if head not in DENSE_HEADS:
+        raise RequestError(
+            f"{named} wants the head {head!r}; of maps there are {', '.join(DENSE_HEADS)} so far"
+        )
+    rule = _rule(manifest, task)
+    column = split_column(task.split)
+    splits = bool(manifest.splits) or task.split == "official"
+    _check_columns(store, manifest, named, (column,) if splits else ())
+    whole: dict[str, Any] = {
+        "task": f"{manifest.name}/{name}",
+        "labels": task.labels,
+        "features": task.features or ("dense",),
+        "split": column if splits else None,
+        "validation": rule.validation if isinstance(rule, Folds) else None,
+        "seeds": task.seeds,
+        "metrics": task.metrics,
+    }
+    whole |= said
+    whole |= {
+        "head": head,
+        "settings": {
+            **(task.settings if head == task.head else {}),
+            **said.get("settings", {}),
+        },
+    }
+    return MapRequest(store=store, **whole)
 
 
 def test_target(named: str, store: Where) -> TestOn:

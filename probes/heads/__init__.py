@@ -4,7 +4,8 @@ The contract is docs/heads.md.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
@@ -13,13 +14,19 @@ import numpy.typing as npt
 
 from probes.heads.abmil import AbmilHead
 from probes.heads.boosting import XgboostHead
+from probes.heads.cases import Cases
+from probes.heads.decoder2d import Decoder2dHead
 from probes.heads.knn import KnnHead
 from probes.heads.linear import LinearHead, fit_linear
+from probes.heads.linear2d import Linear2dHead
 from probes.heads.logistic import LogisticHead
 
 __all__ = [
+    "DENSE_HEADS",
     "HEADS",
     "AbmilHead",
+    "Cases",
+    "DenseHead",
     "Head",
     "KnnHead",
     "LinearHead",
@@ -27,6 +34,7 @@ __all__ = [
     "Setting",
     "XgboostHead",
     "fit_linear",
+    "make_dense_head",
     "make_head",
     "parse_settings",
 ]
@@ -87,6 +95,54 @@ HEADS: Mapping[str, type[Head]] = MappingProxyType(
 )
 
 
+class DenseHead(Protocol):
+    """What every head of maps does; see docs/heads.md, "Heads of maps"."""
+
+    takes: ClassVar[Literal["maps"]]
+
+    def __init__(self, **settings: Setting) -> None:
+        """Check and keep the settings."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether, with these settings, something is chosen by validation items."""
+
+    def fit(
+        self,
+        cases: Cases,
+        classes: int,
+        *,
+        overlapping: bool = False,
+        validation: Cases | None = None,
+        checkpoint: Path | None = None,
+    ) -> Self:
+        """Learn labels from maps."""
+
+    def predict(self, cases: Cases, item: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Yield (first row, probabilities) of an item's rows, in order."""
+
+    def get_params(self) -> dict[str, Setting]:
+        """Return the settings of the constructor."""
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that was learned."""
+
+    @classmethod
+    def from_arrays(cls, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Restore a head from `get_params` and `to_arrays`; it predicts identically."""
+
+
+DENSE_HEADS: Mapping[str, type[DenseHead]] = MappingProxyType(
+    {"decoder2d": Decoder2dHead, "linear2d": Linear2dHead}
+)
+_ALL: Mapping[str, type[Head] | type[DenseHead]] = MappingProxyType({**HEADS, **DENSE_HEADS})
+
+
+def make_dense_head(name: str, **params: Setting) -> DenseHead:
+    """Build a head of maps from the table; see `make_head`."""
+    return DENSE_HEADS[name](**_typed(name, params))
+
+
 def make_head(name: str, **params: Setting) -> Head:
     """Build a head from the table.
 
@@ -102,6 +158,11 @@ def make_head(name: str, **params: Setting) -> Head:
         ValueError: If the name or a setting is unknown, or a value is of another type or out of
             range.
     """
+    return HEADS[name](**_typed(name, params))
+
+
+def _typed(name: str, params: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Return settings as their declared types; see `make_head`."""
     declared = _declared_settings(name)
     typed = {}
     for key, value in params.items():
@@ -113,14 +174,14 @@ def make_head(name: str, **params: Setting) -> Head:
             raise ValueError(
                 f"setting {key} of head {name} must be {_describe(declared[key])}, got {value!r}"
             ) from exc
-    return HEADS[name](**typed)
+    return typed
 
 
 def parse_settings(name: str, texts: Iterable[str]) -> dict[str, Setting]:
     """Read settings written as ``key=value``.
 
     Args:
-        name: A key of `HEADS`.
+        name: A key of `HEADS` or `DENSE_HEADS`.
         texts: Settings of that head, such as ``lr=0.01``, ``standardize=false`` or
             ``temperature=none``.
 
@@ -138,15 +199,16 @@ def parse_settings(name: str, texts: Iterable[str]) -> dict[str, Setting]:
         if key in given:
             raise ValueError(f"setting {key} is given twice: {given[key]} and {value}; keep one")
         given[key] = value
-    params = make_head(name, **given).get_params()
+    make = make_dense_head if name in DENSE_HEADS else make_head
+    params = make(name, **given).get_params()
     return {key: params[key] for key in given}
 
 
 def _declared_settings(name: str) -> dict[str, object]:
     """Return the declared type of each setting of a head."""
-    if name not in HEADS:
-        raise ValueError(f"there is no head {name!r}; known heads: {', '.join(HEADS)}")
-    constructor = HEADS[name].__init__
+    if name not in _ALL:
+        raise ValueError(f"there is no head {name!r}; known heads: {', '.join(_ALL)}")
+    constructor = _ALL[name].__init__
     hints = get_type_hints(constructor)
     return {key: hints[key] for key in inspect.signature(constructor).parameters if key != "self"}
 

@@ -9,15 +9,15 @@ __all__ = ["Cases"]
 
 
 class Cases(Protocol):
-    """Items with maps of patch features, and labels of their pixels or voxels.
+    """Items with maps of patch features, and labels of their pixels or voxels."""
 
-    Attributes:
-        channels: Of each map that is read together.
-        views: None for what is as it is, and the names of views that are turned.
-    """
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of each map that is read together."""
 
-    channels: tuple[int, ...]
-    views: tuple[str | None, ...]
+    @property
+    def views(self) -> tuple[str | None, ...]:
+        """None for what is as it is, and the names of views that are turned."""
 
     def __len__(self) -> int:
         """How many items there are."""

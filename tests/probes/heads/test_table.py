@@ -40,7 +40,7 @@ class TestSettings:
             pytest.param(
                 "liner",
                 [],
-                "no head 'liner'; known heads: abmil, knn, linear, logistic, xgboost",
+                "no head 'liner'; known heads: abmil, knn, linear, logistic, xgboost, decoder2d",
                 id="head",
             ),
             pytest.param(
