@@ -140,7 +140,10 @@ _ALL: Mapping[str, type[Head] | type[DenseHead]] = MappingProxyType({**HEADS, **
 
 def make_dense_head(name: str, **params: Setting) -> DenseHead:
     """Build a head of maps from the table; see `make_head`."""
-    return DENSE_HEADS[name](**_typed(name, params))
+    typed = _typed(name, params)
+    if name not in DENSE_HEADS:
+        raise ValueError(f"head {name} takes no maps; those that do: {', '.join(DENSE_HEADS)}")
+    return DENSE_HEADS[name](**typed)
 
 
 def make_head(name: str, **params: Setting) -> Head:
@@ -158,7 +161,10 @@ def make_head(name: str, **params: Setting) -> Head:
         ValueError: If the name or a setting is unknown, or a value is of another type or out of
             range.
     """
-    return HEADS[name](**_typed(name, params))
+    typed = _typed(name, params)
+    if name not in HEADS:
+        raise ValueError(f"head {name} takes maps, not items; those that do: {', '.join(HEADS)}")
+    return HEADS[name](**typed)
 
 
 def _typed(name: str, params: Mapping[str, Setting]) -> dict[str, Setting]:

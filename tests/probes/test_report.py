@@ -78,6 +78,7 @@ def write_run(folder: Path, value: float | None = 0.25, **changes: object) -> No
         "random_weights": False,
         "items_table": "items",
         "recipe": {},
+        "bases": {},
         "targets": ("nodule",),
         "classes": ("yes",),
         "kind": "binary",
