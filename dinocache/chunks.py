@@ -19,17 +19,17 @@ import numcodecs
 import numpy as np
 import numpy.typing as npt
 
-from dinocache.committed import Bytes, CommittedFiles, map_file
+from dinocache.committed import Bytes, CommittedFiles, map_file, most_open_files
 from dinocache.errors import StoreDamagedError
 from dinocache.zarrs import check_memory, frame_bytes, no_memory
 
 __all__ = ["ChunkedArray", "open_array"]
 
 _CRC_BYTES = 4
-_MAX_MAPPED = 64
-"""Chunks of one array mapped at a time: Python keeps a file open for each, macOS allows 256."""
+_MAX_MAPPED = most_open_files() // 4
+"""Chunks of one array mapped at a time: Python keeps a file open for each."""
 _MAX_DECODED = 4
-"""Likewise decompressed."""
+"""Chunks of one array that are held decompressed."""
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
 _PLAIN = [_BYTES, _CRC]
@@ -139,7 +139,7 @@ def _is_whole(content: Bytes) -> bool:
     return bool(google_crc32c.value(content[:-_CRC_BYTES]) == stored)
 
 
-class MappedArray(ChunkedArray):
+class ChunkFiles(ChunkedArray):
     """Chunks that span all axes but the first, a file each: mapped, or decompressed."""
 
     def __init__(
@@ -149,8 +149,8 @@ class MappedArray(ChunkedArray):
         self._codec = codec
         self._chunk_bytes = math.prod(self._chunk) * self.dtype.itemsize
         self._verified: set[int] = set()
-        mapped = _MAX_MAPPED if codec.name == "none" else _MAX_DECODED
-        self._map = functools.lru_cache(mapped)(self._open)
+        held = _MAX_MAPPED if codec.name == "none" else _MAX_DECODED
+        self._map = functools.lru_cache(held)(self._open)
 
     def read_into(self, block: npt.NDArray[Any], start: int) -> None:
         """See `ChunkedArray`; a copy, as a view would keep its chunk's file open."""
@@ -162,15 +162,13 @@ class MappedArray(ChunkedArray):
 
     def _open(self, index: int) -> npt.NDArray[Any]:
         name = self._file(index)
-        path = self.files.path(name)
         try:
-            size = path.stat().st_size
+            raw = map_file(self.files.path(name))
         except FileNotFoundError as exc:
             raise _damaged(name, "it is missing") from exc
-        longest = self._codec.longest(self._chunk_bytes)
+        size, longest = len(raw), self._codec.longest(self._chunk_bytes)
         if size != longest if self._codec.name == "none" else not _CRC_BYTES < size <= longest:
             raise _damaged(name, f"it has {size} bytes, not {longest}")
-        raw = map_file(path)
         if index not in self._verified:
             if not _is_whole(raw):
                 raise _damaged(name, "its checksum does not match")
@@ -288,7 +286,7 @@ def open_array(files: CommittedFiles, name: str, content: bytes) -> ChunkedArray
         _check_spans(document)
         codecs = document["codecs"]
         if codecs[0]["name"] != "sharding_indexed":
-            return MappedArray(files, name, document, _Codec(codecs))
+            return ChunkFiles(files, name, document, _Codec(codecs))
         sharding = codecs[0]["configuration"]
         expected = {
             "chunk_shape": [1, *document["shape"][1:]],

@@ -8,6 +8,7 @@ that its commit record has, so that another process, or a later one, finds it.
 import contextlib
 import functools
 import hashlib
+import mmap
 import os
 import threading
 import uuid
@@ -26,12 +27,10 @@ from dinocache.places import cache_folder
 from dinocache.records import StoredObject
 from dinocache.remote import in_parallel
 
-__all__ = ["Bytes", "CommittedFiles", "committed_files", "map_file"]
+__all__ = ["Bytes", "CommittedFiles", "committed_files", "map_file", "most_open_files"]
 
 Bytes = npt.NDArray[np.uint8]
 
-_MAX_MAPPED = 64
-"""Files of one store mapped at a time: Python keeps a file open for each, macOS allows 256."""
 _LIMIT_GB = 20.0
 _KEPT_SHARE = 0.9
 """Of the limit, that is left where it was exceeded."""
@@ -89,7 +88,9 @@ class _LocalFiles(CommittedFiles):
     def __init__(self, folder: Folder, root: Path) -> None:
         super().__init__(folder)
         self._root = root
-        self._map = functools.lru_cache(_MAX_MAPPED)(self._open)
+        self._plain: dict[str, Path] = {}
+        # Python keeps a file open for each that is mapped.
+        self._map = functools.lru_cache(most_open_files() // 4)(self._open)
 
     def expect(self, objects: Mapping[str, StoredObject]) -> None:
         for name, stored in objects.items():
@@ -101,7 +102,9 @@ class _LocalFiles(CommittedFiles):
         self.expect(objects)
 
     def path(self, name: str) -> Path:
-        return plain_path(self._root, name)
+        if name not in self._plain:  # seen once: each look is some calls of the system
+            self._plain[name] = plain_path(self._root, name)
+        return self._plain[name]
 
     def size(self, name: str) -> int:
         return self.path(name).stat().st_size
@@ -231,14 +234,26 @@ class _Cache:
         return max(limit - total, 0)
 
 
+def most_open_files() -> int:
+    """Say how many files a process may have open: 256 on macOS, 1,024 or more on Linux."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 256
+    return min(1024, max(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+
+
 def map_file(path: Path) -> Bytes:
     """Give the bytes of a file, (n,) uint8, read-only: as they lie on the disk, where that is safe.
 
     On Windows what is mapped cannot be replaced, so there the file is read.
     """
-    if os.name == "posix":
-        return np.memmap(path, np.uint8, "r")
-    return _array(path.read_bytes())
+    if os.name != "posix":
+        return _array(path.read_bytes())
+    with path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+            return _array(b"")
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 def _array(content: bytes) -> Bytes:

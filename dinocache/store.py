@@ -6,6 +6,7 @@ See docs/store-format.md. Needs neither torch nor any reader of images.
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -63,6 +64,8 @@ __all__ = ["FailedItem", "FeatureStore", "Presence", "Work"]
 
 T = TypeVar("T")
 
+_THREADS, _WORTH_THREADS = 3, 32 << 20
+"""Copies of files of their own go on beside each other; bytes for which it is worth it."""
 _CODES_AT_ONCE = 256
 """Rows of int8 that stand beside the floats that they become."""
 
@@ -670,13 +673,28 @@ class FeatureStore:
         calibration = None
         if array.dtype == np.int8 and not stored:
             calibration = self.calibration(kind)
-        block, at = array.room(n_rows, None if calibration is None else np.float32), 0
+        block = array.room(n_rows, None if calibration is None else np.float32)
+        tasks: list[tuple[npt.NDArray[Any], int]] = []
+        at, at_once = 0, self.layout(kind).file_rows
         for row, count in pieces:
+            stops = [*range(row - row % at_once + at_once, row + count, at_once), row + count]
+            for first, stop in pairwise([row, *stops]):
+                tasks.append((block[at : at + stop - first], first))
+                at += stop - first
+
+        def fill(task: tuple[npt.NDArray[Any], int]) -> None:
+            some, first = task
             if calibration is None:
-                array.read_into(block[at : at + count], row)
+                array.read_into(some, first)
             else:
-                _read_codes(array, calibration, block[at : at + count], row)
-            at += count
+                _read_codes(array, calibration, some, first)
+
+        if block.nbytes < _WORTH_THREADS:
+            for task in tasks:
+                fill(task)
+        else:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(fill, tasks))
         return block
 
     def native(self, kind: str, item_id: str) -> tuple[npt.NDArray[Any], dict[str, Any]]:

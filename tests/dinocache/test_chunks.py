@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import zarr
 
-from dinocache.chunks import ChunkedArray, MappedArray, ShardedArray, open_array
+from dinocache.chunks import ChunkedArray, ChunkFiles, ShardedArray, open_array
 from dinocache.committed import CommittedFiles, committed_files
 from dinocache.errors import StoreDamagedError
 from dinocache.folders import LocalFolder
@@ -61,7 +61,7 @@ RANGES = [(0, 23), (0, 8), (3, 7), (5, 17), (16, 23), (22, 23), (9, 9)]
 @pytest.mark.parametrize(("start", "stop"), RANGES)
 def test_ranges(folder: Path, start: int, stop: int) -> None:
     array = opened(folder)
-    assert isinstance(array, MappedArray)
+    assert isinstance(array, ChunkFiles)
     np.testing.assert_array_equal(array.read(start, stop), VALUES[start:stop])
     np.testing.assert_array_equal(through_zarr(folder, start, stop), VALUES[start:stop])
 
