@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Any
 
-import google_crc32c
+import crc32c
 import numcodecs
 import numpy as np
 import numpy.typing as npt
@@ -136,7 +136,7 @@ class _Codec:
 def _is_whole(content: Bytes) -> bool:
     """Whether a chunk's checksum, its last four bytes, is that of the others."""
     stored = int.from_bytes(content[-_CRC_BYTES:].tobytes(), "little")
-    return bool(google_crc32c.value(content[:-_CRC_BYTES]) == stored)
+    return crc32c.crc32c(content[:-_CRC_BYTES].data) == stored
 
 
 class ChunkFiles(ChunkedArray):

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dinocache import documents
 from dinocache.durable import PARTIAL_SUFFIX, writing
 from dinocache.errors import StoreDamagedError
-from dinocache.folders import Folder, plain_path
+from dinocache.folders import Folder, check_inside, plain_path
 from dinocache.places import cache_folder
 from dinocache.records import StoredObject
 from dinocache.remote import in_parallel
@@ -102,8 +102,15 @@ class _LocalFiles(CommittedFiles):
         self.expect(objects)
 
     def path(self, name: str) -> Path:
-        if name not in self._plain:  # seen once: each look is some calls of the system
-            self._plain[name] = plain_path(self._root, name)
+        # Each folder is looked at once, and each file: a look is some calls of the system.
+        if name not in self._plain:
+            folder, _, leaf = check_inside(name).rpartition("/")
+            if folder not in self._plain:
+                self._plain[folder] = plain_path(self._root, folder)
+            path = self._plain[folder] / leaf
+            if os.name != "posix" or path.is_symlink():
+                path = plain_path(self._root, name)
+            self._plain[name] = path
         return self._plain[name]
 
     def size(self, name: str) -> int:

@@ -6,7 +6,7 @@ See docs/store-format.md, "JSON documents".
 import json
 from typing import Any
 
-import google_crc32c
+from crc32c import crc32c
 
 from dinocache.errors import StoreDamagedError
 from dinocache.folders import Folder
@@ -33,7 +33,7 @@ def canonical(value: object) -> str:
 
 def checksum(content: bytes | memoryview) -> str:
     """Give the CRC-32C (Castagnoli, RFC 3720 B.4) of some bytes, as 8 hex digits."""
-    return f"{google_crc32c.value(bytes(content)):08x}"
+    return f"{crc32c(content):08x}"
 
 
 def encode(body: Body) -> bytes:

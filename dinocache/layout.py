@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from dinocache.errors import RequestError
 from dinocache.plan import Grid
@@ -417,7 +417,7 @@ def fitted_document(name: str, values: npt.NDArray[np.float32]) -> dict[str, byt
         attributes={},
     )
     raw = np.ascontiguousarray(values, "<f4").tobytes()
-    chunk = raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
+    chunk = raw + crc32c(raw).to_bytes(4, "little")
     key = ".".join(["c", *["0"] * len(shape)])
     return {f"{FEATURES}/{name}/zarr.json": document, f"{FEATURES}/{name}/{key}": chunk}
 

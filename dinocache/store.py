@@ -149,15 +149,22 @@ class _Spans:
 
     Attributes:
         spans: In order.
-        numbers: (n_rows,) number of each row's item.
+        items: (n_items,) number of each item, in order of its rows.
+        counts: (n_items,) rows of each.
     """
 
     spans: list[_Span]
-    numbers: npt.NDArray[np.intp]
+    items: npt.NDArray[np.intp]
+    counts: npt.NDArray[np.intp]
 
     @property
     def n_rows(self) -> int:
-        return len(self.numbers)
+        return int(self.counts.sum())
+
+    @cached_property
+    def numbers(self) -> npt.NDArray[np.intp]:
+        """(n_rows,) number of each row's item."""
+        return np.repeat(self.items, self.counts)
 
     @cached_property
     def _stops(self) -> npt.NDArray[np.intp]:
@@ -585,20 +592,27 @@ class FeatureStore:
             owner[numbers[present]] = number
             numbers_of.append(numbers)
         spans: list[_Span] = []
-        found: list[npt.NDArray[np.intp]] = []
+        found = [(np.empty(0, np.intp), np.empty(0, np.intp))]
         for number, segment in enumerate(self.segments):
-            rows = np.array(segment.item_rows)
+            rows = np.array(segment.item_rows, np.intp)
             for unit in segment.units:
-                items = slice(unit.first_item, unit.first_item + unit.n_items)
-                counts = rows[items] if unit.n_items > 1 else [unit.n_rows]
-                of_row = np.repeat(numbers_of[number][items], counts)
-                ours = (of_row >= 0) & (owner[of_row] == number)
+                some = slice(unit.first_item, unit.first_item + unit.n_items)
+                counts = rows[some] if unit.n_items > 1 else np.array([unit.n_rows], np.intp)
+                items = numbers_of[number][some]
+                ours = (items >= 0) & (owner[items] == number)
+                if ours.all():
+                    row, n_rows = unit.row_start, unit.n_rows
+                    spans.append(_Span(unit=unit.name, row=row, n_rows=n_rows))
+                    found.append((items, counts))
+                    continue
+                starts = unit.row_start + np.concatenate([[0], np.cumsum(counts)])
                 edges = np.flatnonzero(np.diff(ours, prepend=False, append=False))
                 for low, high in edges.reshape(-1, 2).tolist():
-                    spans.append(_Span(unit=unit.name, row=unit.row_start + low, n_rows=high - low))
-                found.append(of_row[ours])
-        none = np.empty(0, np.intp)
-        return _Spans(spans=spans, numbers=np.concatenate(found) if found else none)
+                    row, stop = int(starts[low]), int(starts[high])
+                    spans.append(_Span(unit=unit.name, row=row, n_rows=stop - row))
+                found.append((items[ours], counts[ours]))
+        items, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return _Spans(spans=spans, items=items, counts=counts)
 
     def segment_rows(
         self,

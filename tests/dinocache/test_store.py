@@ -245,8 +245,11 @@ def test_large_items_over_several_units(tmp_path: Path, monkeypatch: pytest.Monk
     assert np.isfinite(everything[16:80]).all()
 
 
+@pytest.mark.parametrize("step", [29, pytest.param(7, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["cls", "dense", "item_cls", "image"])
-def test_every_flipped_bit_of_an_arrays_description_is_an_error(copy: Path, kind: str) -> None:
+def test_every_flipped_bit_of_an_arrays_description_is_an_error(
+    copy: Path, kind: str, step: int
+) -> None:
     """Never a traceback of zarr's, never NaN or other numbers in the place of features."""
     name = "native.zarr/image/20" if kind == "image" else f"{FEATURES}/{kind}"
     path = copy / name / "zarr.json"
@@ -260,7 +263,7 @@ def test_every_flipped_bit_of_an_arrays_description_is_an_error(copy: Path, kind
 
     expected = read()
     refused = 0
-    for bit in range(0, 8 * len(content), 7):
+    for bit in range(0, 8 * len(content), step):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
@@ -270,7 +273,7 @@ def test_every_flipped_bit_of_an_arrays_description_is_an_error(copy: Path, kind
             refused += 1
         else:  # only the length may differ, and only where nothing that is read depends on it
             np.testing.assert_array_equal(found, expected)
-    assert refused > len(content)
+    assert refused > 0.85 * 8 * len(content) / step
 
 
 def test_kinds_have_one_order_and_one_name() -> None:
