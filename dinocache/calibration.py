@@ -8,7 +8,7 @@ import base64
 import binascii
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -338,7 +338,7 @@ def made_small(x: Any, offset: Any, basis: Any, scale: Any) -> Any:  # noqa: ANN
     return z if scale is None else (z / scale).round()
 
 
-def by_hash(item_ids: Sequence[str]) -> list[str]:
+def by_hash(item_ids: Iterable[str]) -> list[str]:
     """Give ids in the order of a hash of them: the same whenever it is asked."""
     return sorted(item_ids, key=lambda i: hashlib.sha256(i.encode()).digest())
 

@@ -1,13 +1,12 @@
 """How long rows take on this machine: a few items are read, a few passes made, nothing is kept."""
 
-import hashlib
-import heapq
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from dinocache.calibration import by_hash
 from dinocache.cost import activation_bytes, weight_bytes
 from dinocache.errors import ItemError, RequestError
 from dinocache.intensity import item_windows
@@ -103,7 +102,7 @@ class Encoding:
 
 def drawn(item_ids: Iterable[str]) -> list[str]:
     """Draw a few items, by a hash of their ids: the same whenever it is asked."""
-    return heapq.nsmallest(MOST_ITEMS, item_ids, key=lambda i: hashlib.sha256(i.encode()).digest())
+    return by_hash(item_ids)[:MOST_ITEMS]
 
 
 # -------------------------------------------------------------------- reading

@@ -28,6 +28,7 @@ __all__ = [
     "judge_each",
     "mean_where_defined",
     "predict",
+    "spread_replicates",
     "subgroups_of",
 ]
 
@@ -186,14 +187,19 @@ def judge_each(
         of_draws = evaluate(truth, given, kind, weights=drawn[some], **options)
         judged[key] = Judged(
             values=evaluate(truth, given, kind, **options),
-            overall={m: _spread(v, some) for m, v in of_draws.overall.items()},
-            per_class={m: _spread(v, some) for m, v in of_draws.per_class.items()},
+            overall={m: spread_replicates(v, some) for m, v in of_draws.overall.items()},
+            per_class={m: spread_replicates(v, some) for m, v in of_draws.per_class.items()},
         )
     return judged
 
 
-def _spread(values: _Float, some: npt.NDArray[np.bool_]) -> _Float:
-    """Put values of some replicates at their places; NaN elsewhere."""
+def spread_replicates(values: _Float, some: npt.NDArray[np.bool_]) -> _Float:
+    """Put values of some replicates at their places; NaN elsewhere.
+
+    Args:
+        values: (n_some, ...), in order.
+        some: (n_replicates,) which they are of.
+    """
     whole = np.full((len(some), *values.shape[1:]), np.nan)
     whole[some] = values
     return whole

@@ -22,7 +22,7 @@ from probes.splits import (
 )
 from probes.targets import Targets
 
-__all__ = ["Fold", "draw_folds"]
+__all__ = ["Fold", "draw_folds", "split_digest"]
 
 DEFAULT_FOLDS = 5
 DEFAULT_VALIDATION = 0.2
@@ -92,7 +92,7 @@ def draw_folds(
         shots=request.shots,
         fraction=request.fraction,
         validation=share if held else None,
-        digest=_digest(trained, tested, folds),
+        digest=split_digest(trained.ids, tested.ids, folds),
         n_train=sizes["train"],
         n_val=sizes["val"],
         n_test=sizes["test"],
@@ -192,12 +192,20 @@ def _check_folds(folds: Sequence[Fold], trained: Targets, tested: Targets) -> No
                 )
 
 
-def _digest(trained: Cohort, tested: Cohort, folds: Sequence[Fold]) -> str:
-    """Sum up who is on which side; the order of the items does not count."""
+def split_digest(
+    ids: npt.NDArray[np.str_], tested_ids: npt.NDArray[np.str_], folds: Sequence[Fold]
+) -> str:
+    """Sum up who is on which side; the order of the items does not count.
+
+    Args:
+        ids: Of the items that train and choose.
+        tested_ids: Of those that are tested.
+        folds: Which of them.
+    """
     lines = [
-        f"{cohort.ids[row]}\t{side}\t{number}\n"
+        f"{named[row]}\t{side}\t{number}\n"
         for number, fold in enumerate(folds)
-        for side, cohort in (("train", trained), ("val", trained), ("test", tested))
+        for side, named in (("train", ids), ("val", ids), ("test", tested_ids))
         for row in getattr(fold, side)
     ]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

@@ -1,6 +1,5 @@
 """A fit of maps: labels of pixels or voxels told from patch features, and judged."""
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from dinocache.errors import ProbeError
 from probes.features import row_picture, store_facts, store_state
 from probes.figures import overlay_picture
 from probes.heads import DenseHead, make_dense_head
-from probes.judging import estimate
+from probes.judging import estimate, spread_replicates
 from probes.label_files import write_labels
 from probes.map_request import MapRequest
 from probes.maps import StoredCases, stored_cases
 from probes.metrics.cases import Case, evaluate_cases, measure_case
 from probes.places import safe_name
-from probes.protocol import DEFAULT_FOLDS, DEFAULT_VALIDATION, Fold
+from probes.protocol import DEFAULT_FOLDS, DEFAULT_VALIDATION, Fold, split_digest
 from probes.runs import Estimate, HeadFacts, Result, SplitFacts, TaskFacts, library_versions
 from probes.splits import (
     Split,
@@ -141,22 +140,12 @@ def _draw(
         column=column,
         folds=len(folds) if column is None or len(folds) > 1 else None,
         validation=share if held else None,
-        digest=_digest(ids, folds),
+        digest=split_digest(ids, ids, folds),
         n_train=sizes["train"],
         n_val=sizes["val"],
         n_test=sizes["test"],
     )
     return folds, facts, dict.fromkeys(ids[~known].tolist(), f"no value of {column!r}")
-
-
-def _digest(ids: npt.NDArray[np.str_], folds: Sequence[Fold]) -> str:
-    lines = [
-        f"{ids[row]}\t{side}\t{number}\n"
-        for number, fold in enumerate(folds)
-        for side in ("train", "val", "test")
-        for row in getattr(fold, side)
-    ]
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 # Fitting and predicting
@@ -292,7 +281,7 @@ def _judge(
     for metric in request.metrics:
         metrics[metric] = estimate(
             {key: scores.values[metric] for key, (scores, _) in found.items()},
-            [_spread(scores.replicates[metric], some) for scores, some in found.values()],
+            [spread_replicates(scores.replicates[metric], some) for scores, some in found.values()],
             draws,
         )
         if not all(metric in scores.per_label for scores, _ in found.values()):
@@ -301,21 +290,12 @@ def _judge(
             per_class[name][metric] = estimate(
                 {key: float(s.per_label[metric][index]) for key, (s, _) in found.items()},
                 [
-                    _spread(s.per_label_replicates[metric][:, index], some)
+                    spread_replicates(s.per_label_replicates[metric][:, index], some)
                     for s, some in found.values()
                 ],
                 draws,
             )
     return _Judged(metrics=metrics, per_class=per_class)
-
-
-def _spread(
-    values: npt.NDArray[np.float64], some: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.float64]:
-    """Put values of some replicates at their places; NaN elsewhere."""
-    whole = np.full(len(some), np.nan)
-    whole[some] = values
-    return whole
 
 
 def _result(
