@@ -10,6 +10,7 @@ import functools
 import hashlib
 import mmap
 import os
+import stat
 import threading
 import uuid
 from abc import ABC, abstractmethod
@@ -94,8 +95,12 @@ class _LocalFiles(CommittedFiles):
 
     def expect(self, objects: Mapping[str, StoredObject]) -> None:
         for name, stored in objects.items():
-            path = self.path(name)
-            _check_size(name, path.stat().st_size if path.is_file() else None, stored)
+            try:
+                found = os.stat(self.path(name))
+            except (FileNotFoundError, NotADirectoryError):
+                found = None
+            is_file = found is not None and stat.S_ISREG(found.st_mode)
+            _check_size(name, found.st_size if found and is_file else None, stored)
         self.expected.update(objects)
 
     def fetch(self, objects: Mapping[str, StoredObject]) -> None:
