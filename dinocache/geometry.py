@@ -72,6 +72,18 @@ class Geometry:
             return self.affine
         return np.asarray(self.affine @ np.linalg.inv(self.to_source))
 
+    @property
+    def is_resampled(self) -> bool:
+        """Whether rows differ from the file's own grid by more than turned and flipped axes."""
+        if self.shape is None or self.to_source is None:
+            return False
+        turns = np.abs(self.to_source[:3, :3])
+        whole = turns.round().clip(max=1)
+        rows, height, width = self.shape
+        sides = (whole @ [width, height, rows]).astype(int)
+        cut = self.source_shape is not None and tuple(sides) != self.source_shape
+        return cut or not np.allclose(turns, whole, atol=_TINY)
+
     def row_to_mm(self) -> Matrix:
         """Give the affine; refuse where there is none.
 

@@ -195,6 +195,8 @@ class Task(_Several):
         features: Kinds that it reads; () takes the publisher's vector.
         seeds: How often it is fitted.
         metrics: Names.
+        present_only: Of segmentations: whether a label's mean leaves out items whose truth does
+            not have it.
         paper: Rows of the paper's tables that it answers to.
         notes: What differs from the paper, or is open there.
     """
@@ -217,6 +219,7 @@ class Task(_Several):
     features: tuple[str, ...] = ()
     seeds: int = Field(1, ge=1)
     metrics: tuple[str, ...]
+    present_only: bool = False
     paper: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
 

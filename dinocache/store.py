@@ -58,7 +58,7 @@ from dinocache.places import Where, folder_of
 from dinocache.plan import Segment
 from dinocache.records import Failure, Header, Part, Record, Seal, StoredObject
 from dinocache.remote import in_parallel
-from dinocache.zarrs import MOST_DESCRIPTION, read_native
+from dinocache.zarrs import MOST_DESCRIPTION, NativeArray, open_native
 
 __all__ = ["FailedItem", "FeatureStore", "Presence", "Work"]
 
@@ -726,11 +726,16 @@ class FeatureStore:
             StoreIncompleteError: If the item is not extracted, or failed, or has no such kind.
             StoreDamagedError: If a file is not as it was committed.
         """
+        found = self.native_array(kind, item_id)
+        return found.read(), found.attributes
+
+    def native_array(self, kind: str, item_id: str) -> NativeArray:
+        """Open an item's own grid, to be read by its rows; arguments and errors as of `native`."""
         segment, position = self._find(kind, item_id)
         name = f"{NATIVE}/{kind}/{segment.item_start + position}"
         units = [u.name for u in segment.units_of(position)]
         self._fetch(kind, units, within=f"{name}/")
-        return read_native(self._files, name, segment.item_rows[position])
+        return open_native(self._files, name, segment.item_rows[position])
 
     def coords(self, item_id: str) -> tuple[npt.NDArray[np.float64], tuple[tuple[str, str], ...]]:
         """Read where the rows of one item stand.

@@ -28,11 +28,12 @@ from dinocache.records import StoredObject
 
 __all__ = [
     "MOST_DESCRIPTION",
+    "NativeArray",
     "WrittenStore",
     "check_memory",
     "frame_bytes",
     "no_memory",
-    "read_native",
+    "open_native",
 ]
 
 MOST_DESCRIPTION = 16 << 20
@@ -141,7 +142,7 @@ class _FilesStore(_Store):
 class WrittenStore(_Store):
     """A folder that zarr writes whole files to; notes the size and checksum of each."""
 
-    supports_writes = supports_deletes = True
+    supports_writes = True
 
     def __init__(self, folder: Folder, prefix: str) -> None:
         """See the class.
@@ -168,12 +169,8 @@ class WrittenStore(_Store):
             return None
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a file (zarr calls this for each chunk or shard)."""
+        """Write a file (zarr calls this for each chunk)."""
         await asyncio.to_thread(self.put, key, value.to_bytes())
-
-    async def delete(self, key: str) -> None:
-        """Remove a file (zarr calls this for each chunk in which nothing is)."""
-        await asyncio.to_thread(self.folder.remove, f"{self.prefix}/{key}")
 
     def put(self, key: str, content: bytes) -> None:
         """Write a file."""
@@ -213,10 +210,41 @@ def no_memory(name: str, n_bytes: int) -> StoreError:
     )
 
 
-def read_native(
-    files: CommittedFiles, name: str, rows: int
-) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-    """Read an item's own grid, whose files were fetched.
+class NativeArray:
+    """An item's own grid, read by its rows.
+
+    Attributes:
+        shape: (C, Z, Y, X).
+        attributes: `windows`, and what `Geometry.from_attributes` reads.
+    """
+
+    def __init__(
+        self, name: str, array: "zarr.Array[Any]", row_bytes: int, attributes: dict[str, Any]
+    ) -> None:
+        self._name, self._array, self._row_bytes = name, array, row_bytes
+        channels, rows, height, width = array.shape
+        self.shape = (channels, rows, height, width)
+        self.attributes = attributes
+
+    def read(self, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Read rows `start` up to but not including `stop`: (C, rows, Y, X).
+
+        Raises:
+            StoreDamagedError: If a file is not as it was committed.
+            StoreError: If they are larger than the memory.
+        """
+        rows = range(*slice(start, stop).indices(self.shape[1]))
+        check_memory(self._name, len(rows) * self._row_bytes)
+        try:
+            return np.asarray(self._array[:, rows.start : rows.stop])
+        except MemoryError:
+            raise no_memory(self._name, len(rows) * self._row_bytes) from None
+        except (ValueError, OSError, RuntimeError, KeyError) as exc:
+            raise StoreDamagedError(f"{self._name} is damaged: {one_line(exc)}") from exc
+
+
+def open_native(files: CommittedFiles, name: str, rows: int) -> NativeArray:
+    """Open an item's own grid, whose files were fetched.
 
     Args:
         files: Of the store.
@@ -224,11 +252,10 @@ def read_native(
         rows: Of the item.
 
     Returns:
-        ((C, Z, Y, X) array, its attributes).
+        What reads it.
 
     Raises:
         StoreDamagedError: If it is not as we write it.
-        StoreError: If it is larger than the memory.
     """
     document = f"{name}/zarr.json"
     if document not in files.expected:
@@ -246,14 +273,11 @@ def read_native(
         )
     row_bytes = math.prod((shape[0], *shape[2:])) * np.dtype(dtype).itemsize
     check_size(f"{name}, a row of it,", row_bytes, MOST_WHOLE)
-    check_memory(name, rows * row_bytes)
     try:
         array = zarr.open_array(_FilesStore(files, name, content, row_bytes), mode="r")
-        return np.asarray(array[...]), attributes
-    except MemoryError:
-        raise no_memory(name, rows * row_bytes) from None
     except (ValueError, OSError, RuntimeError, KeyError) as exc:
         raise StoreDamagedError(f"{name} is damaged: {one_line(exc)}") from exc
+    return NativeArray(name, array, row_bytes, attributes)
 
 
 def frame_bytes(content: bytes) -> int:

@@ -120,7 +120,8 @@ def fit(
         typer.Argument(
             autocompletion=task_names,
             metavar="DATASET/TASK|STORE",
-            help="A task, as `probe tasks` lists them; or the folder of a store, with --target.",
+            help="A task, as `probe tasks` lists them; or the folder of a store, with --target, "
+            "--labels or --instances.",
         ),
     ],
     target: Target = None,
@@ -158,9 +159,31 @@ def fit(
         typer.Option(
             metavar="VALUE=NAME,...",
             help="Of a store with maps and masks: what the mask's values are, as 1=liver,2=tumour; "
-            "fits a head of maps (decoder2d, linear2d).",
+            "fits a head of maps: decoder3d, decoder2d (the default), linear2d.",
         ),
     ] = None,
+    instances: Annotated[
+        bool,
+        typer.Option(
+            "--instances",
+            help="Of a store with maps and masks of ids: fits affinities, joined to neurons.",
+        ),
+    ] = False,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIDE=FIRST:BEHIND,...",
+            help="Of volumes: which rows train and are tested, as train=0:100,test=100:125, or of "
+            "an item, train=AC4@0:80.",
+        ),
+    ] = None,
+    present_only: Annotated[
+        bool,
+        typer.Option(
+            "--present-only",
+            help="Of masks: means over the items whose truth has the label, as autoPET's.",
+        ),
+    ] = False,
     split: Annotated[
         str | None,
         typer.Option(
@@ -220,7 +243,8 @@ def fit(
         probe fit features/nih14/dinov3-b/512 --target Effusion,Edema --head linear --search
         probe fit camelyon17/unseen --model dinov3-l
         probe fit edd2020/diseases --model dinov3-b --head linear2d
-        probe fit features/scans/dinov3-s/512 --labels 1=liver,2=tumour --folds 5
+        probe fit features/scans/dinov3-s/512 --labels 1=liver,2=tumour --head decoder3d --folds 5
+        probe fit features/stack/dinov3-s/512 --instances --rows train=0:100,test=100:125
         probe fit nih14/findings --shots 10 --repeats 5 --by sex
     """
     from dinocache.errors import RequestError
@@ -232,19 +256,27 @@ def fit(
     from probes.tasks import store_of, task_request
 
     is_task = target is None and not _is_place(what)
-    if labels is not None or (is_task and find_task(what)[2].kind in _OF_MAPS):
-        if target is not None:
-            raise RequestError("--labels and --target are two sorts of fits; give one of them")
+    of_maps = is_task and find_task(what)[2].kind in _OF_MAPS
+    if labels is not None or instances or of_maps:
+        if (labels is not None) + instances + (target is not None) > 1:
+            raise RequestError(
+                "--labels, --instances and --target are three sorts of fits; give one of them"
+            )
+        usual = find_task(what)[2].head if of_maps else "affinity" if instances else "decoder2d"
+        chosen = head or usual
         _fit_maps(
             what,
             is_task=is_task,
             labels=labels,
+            instances=instances,
+            rows=rows,
+            present_only=present_only or None,
             place={"root": store, "model": model, "resolution": resolution, "variant": variant},
             out=out,
             json=json,
             head=head,
             features=None if features is None else _parts(features),
-            settings=_settings(head or _head_of(what, is_task=is_task), set_) if set_ else None,
+            settings=_settings(chosen, set_) if set_ else None,
             split=split,
             folds=folds,
             validation=validation,
@@ -253,6 +285,8 @@ def fit(
             replicates=replicates,
         )
         return
+    if rows or present_only:
+        raise RequestError("--rows and --present-only are of maps; give --labels or --instances")
     if is_task and (positive or split or folds):
         raise RequestError("a task says itself what --positive, --split and --folds would")
     if target is None and not is_task:
@@ -312,17 +346,13 @@ def fit(
 _OF_MAPS = ("segmentation", "instances", "registration")
 
 
-def _head_of(what: str, *, is_task: bool) -> str:
-    from dinocache.manifest import find_task
-
-    return find_task(what)[2].head if is_task else "decoder2d"
-
-
 def _fit_maps(
     what: str,
     *,
     is_task: bool,
     labels: str | None,
+    instances: bool,
+    rows: str | None,
     place: dict[str, Any],
     out: Path | None,
     json: bool,
@@ -331,23 +361,32 @@ def _fit_maps(
     """Fit a head of maps, and print what it is worth."""
     from dinocache.errors import RequestError
     from dinocache.manifest import find_task
-    from probes.map_request import MapRequest, parse_labels
+    from probes.map_fit import fit_maps
+    from probes.map_request import MapRequest, parse_labels, parse_rows
     from probes.places import map_folder
     from probes.printing import print_result
-    from probes.segmentation import segment
     from probes.tasks import map_request, store_of
 
     if is_task:
-        if labels or asked["split"] or asked["folds"]:
-            raise RequestError("a task says itself what --labels, --split and --folds would")
+        if labels or instances or rows or asked["split"] or asked["folds"]:
+            raise RequestError(
+                "a task says itself what --labels, --instances, --rows, --split and --folds would"
+            )
         asked = {k: v for k, v in asked.items() if k not in ("split", "folds")}
         root = place.pop("root")
         request = map_request(what, store_of(root, find_task(what)[0].name, **place), **asked)
     else:
         said = {key: value for key, value in asked.items() if value is not None}
-        request = MapRequest(store=what, labels=parse_labels(labels or ""), **said)
+        if instances:
+            said = {"head": "affinity", **said, "kind": "instances"}
+        request = MapRequest(
+            store=what,
+            labels=parse_labels(labels) if labels else {},
+            rows=parse_rows(rows) if rows else {},
+            **said,
+        )
     folder = out or Path("runs") / map_folder(request)
-    fitted = segment(request, folder)
+    fitted = fit_maps(request, folder)
     fitted.result.write(folder, fitted.predictions, fitted.arrays)
     if json:
         echo_json(fitted.result.model_dump(mode="json"))
@@ -469,7 +508,10 @@ def predict(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the scores there: .csv or .parquet. Default: print the first."),
+        typer.Option(
+            help="Write the scores there: .csv or .parquet (default: print the first). Of maps: "
+            "folder of label files (default: predicted)."
+        ),
     ] = None,
     replicates: Replicates = 1000,
     trust: Trust = False,
@@ -480,14 +522,21 @@ def predict(
     Scores are means over the run's seeds and folds. Where the store holds the run's targets, each
     head is judged, with intervals by bootstrap over groups.
 
+    Of a run of maps, labels are written: of each pixel by the mean over the heads, as NIfTI, PNG
+    or, of neurons, HDF5. Where the store holds masks, these labels are judged.
+
     Examples:
         probe predict runs/nih14/findings/dinov3-b-512-cls-linear features/mychests/dinov3-b/512
+        probe predict runs/scans/liver+tumour/dinov3-s-512-dense-decoder3d features/new/dinov3-s/512
     """
     from dinocache.errors import RequestError
     from probes.fitted import FittedRun
     from probes.printing import console, print_estimates
-    from probes.runs import write_table
+    from probes.runs import Result, write_table
 
+    if Result.read(run_folder).pool == "maps":
+        _predict_maps(run_folder, store, out, replicates=replicates, trust=trust, json=json)
+        return
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise RequestError(f"--out {out}: end it in .csv or .parquet")
     answer = FittedRun.read(run_folder).predict(store, replicates=replicates, trust=trust)
@@ -506,6 +555,32 @@ def predict(
     )
     if answer.metrics:
         print_estimates(answer.metrics, sd=True)
+
+
+def _predict_maps(
+    run_folder: Path, store: str, out: Path | None, *, replicates: int, trust: bool, json: bool
+) -> None:
+    """Label the items of a store, and say where the labels lie."""
+    from probes.fitted_maps import predict_maps
+    from probes.printing import print_estimates
+
+    folder = out or Path("predicted")
+    answer = predict_maps(run_folder, store, folder, replicates=replicates, trust=trust)
+    if json:
+        metrics = {k: v.model_dump() for k, v in (answer.metrics or {}).items()}
+        items = answer.table.astype(object).where(answer.table.notna(), None)
+        echo_json(
+            {
+                "labels": str(folder),
+                "metrics": metrics,
+                "left_out": answer.left_out,
+                "items": items.to_dict(orient="records"),
+            }
+        )
+        return
+    print(f"{len(answer.table)} items, {len(answer.left_out)} left out; labels: {folder}")
+    if answer.metrics:
+        print_estimates(answer.metrics)
 
 
 @app.command()

@@ -1,21 +1,17 @@
 """Whether two runs differ on the same items, patient by patient."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from dinocache.errors import ProbeError, RequestError
+from probes.compared import ComparedRun, ScoredRun, read_compared
 from probes.judging import mean_where_defined
-from probes.metrics.classification import evaluate
-from probes.metrics.names import check_metrics, needed_thresholds
-from probes.metrics.swaps import swapped_differences
-from probes.runs import Result, read_predictions
+from probes.metrics.names import needed_thresholds
 from probes.stats import (
     delong_test,
     group_bootstrap_weights,
@@ -57,55 +53,6 @@ class Comparison(BaseModel):
     random_weights: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What a run said, fold by fold, items in order of their ids.
-
-    Attributes:
-        name: Its folder.
-        result: What it found.
-        ids: Fold -> (n_items,) str.
-        groups: Fold -> (n_items,) str.
-        truth: Fold -> (n_items, n_outputs).
-        scores: Fold -> seed number -> (n_items, n_outputs).
-    """
-
-    name: str
-    result: Result
-    ids: dict[int, npt.NDArray[np.str_]]
-    groups: dict[int, npt.NDArray[np.str_]]
-    truth: dict[int, npt.NDArray[np.int8]]
-    scores: dict[int, list[npt.NDArray[np.float32]]]
-
-    @classmethod
-    def read(cls, folder: Path) -> "_Run":
-        result = Result.read(folder)
-        _ = result.task.scored  # a segmentation has no scores to compare
-        table = read_predictions(folder)
-        classes = result.task.classes
-        columns = [f"{part}.{name}" for part in ("truth", "score") for name in classes]
-        if lacking := [column for column in columns if column not in table]:
-            raise ProbeError(f"{folder}: predictions have no column {lacking[0]!r}; fit again")
-        run = cls(name=str(folder), result=result, ids={}, groups={}, truth={}, scores={})
-        ordered = table.assign(order=_order(table["item_id"])).sort_values(
-            ["fold", "seed", "order"]
-        )
-        for _, part in ordered.groupby(["fold", "seed"], sort=True):
-            fold = int(part["fold"].iloc[0])
-            run.ids[fold] = part["item_id"].to_numpy(np.str_)
-            run.groups[fold] = part["group"].to_numpy(np.str_)
-            run.truth[fold] = part[columns[: len(classes)]].to_numpy(np.int8)
-            scores = part[columns[len(classes) :]].to_numpy(np.float32)
-            run.scores.setdefault(fold, []).append(scores)
-        return run
-
-    def sequences(self, fold: int) -> npt.NDArray[np.str_] | None:
-        """Say which video each frame is of, (n_items,); None where items are no frames."""
-        if self.result.task.of != "row":
-            return None
-        return np.array([item_id.rpartition("#")[0] for item_id in self.ids[fold]])
-
-
 def compare_runs(
     folders: Sequence[Path],
     *,
@@ -133,7 +80,7 @@ def compare_runs(
     """
     if len(folders) < 2:
         raise RequestError("name two runs or more: the first is what others are set against")
-    base, *others = (_Run.read(folder) for folder in folders)
+    base, *others = (read_compared(folder) for folder in folders)
     names = _metrics([base, *others], metrics)
     found = []
     for other in others:
@@ -152,8 +99,8 @@ class _Pair:
 
     def __init__(
         self,
-        base: _Run,
-        other: _Run,
+        base: ComparedRun,
+        other: ComparedRun,
         metrics: Sequence[str],
         replicates: int,
         permutations: int,
@@ -192,7 +139,7 @@ class _Pair:
             random_weights=any(r.result.store.random_weights for r in (self._base, self._other)),
         )
 
-    def _values(self, run: _Run) -> dict[str, float]:
+    def _values(self, run: ComparedRun) -> dict[str, float]:
         found = self._of_each(run, None)
         return {m: float(mean_where_defined(values)) for m, values in found.items()}
 
@@ -209,97 +156,70 @@ class _Pair:
         """Metric -> (n_permutations,) differences of run less base."""
         each: dict[str, list[_Float]] = {metric: [] for metric in self._metrics}
         for fold, ids in self._base.ids.items():
-            ours, theirs = self._base.scores[fold], self._other.scores[fold]
-            for seed in range(max(len(ours), len(theirs))):
-                differences = swapped_differences(
-                    self._base.truth[fold],
-                    theirs[seed % len(theirs)],
-                    ours[seed % len(ours)],
-                    self._base.result.task.scored,
-                    self._swaps[:, np.searchsorted(self._ids, ids)],
-                    metrics=self._metrics,
-                    sequences=self._base.sequences(fold),
-                )
+            ours, theirs = self._base.n_seeds[fold], self._other.n_seeds[fold]
+            swaps = self._swaps[:, np.searchsorted(self._ids, ids)]
+            for seed in range(max(ours, theirs)):
+                seeds = seed % ours, seed % theirs
+                differences = self._base.swapped(self._other, fold, seeds, self._metrics, swaps)
                 for metric, values in differences.items():
                     each[metric].append(values)
         return {m: mean_where_defined(np.stack(values)) for m, values in each.items()}
 
-    def _of_each(self, run: _Run, weights: npt.NDArray[np.uint16] | None) -> dict[str, _Float]:
+    def _of_each(
+        self, run: ComparedRun, weights: npt.NDArray[np.uint16] | None
+    ) -> dict[str, _Float]:
         """Judge each fold and seed: metric -> (folds x seeds, ...)."""
         each: dict[str, list[_Float]] = {metric: [] for metric in self._metrics}
         for fold, ids in run.ids.items():
             drawn = None if weights is None else weights[:, np.searchsorted(self._ids, ids)]
-            for scores in run.scores[fold]:
-                found = _judged(run, fold, scores, self._metrics, drawn)
+            for seed in range(run.n_seeds[fold]):
+                found = run.judge(fold, seed, self._metrics, drawn)
                 for metric, values in found.items():
                     each[metric].append(values)
         return {metric: np.stack(values) for metric, values in each.items()}
 
     def _delong(self) -> float | None:
         """Give DeLong's p, where one column of one test set is scored once by each run."""
-        folds = list(self._base.ids)
-        scored = [run.scores[folds[0]] for run in (self._base, self._other)]
-        truth = self._base.truth[folds[0]]
+        base, other = self._base, self._other
+        if not isinstance(base, ScoredRun) or not isinstance(other, ScoredRun):
+            return None
+        folds = list(base.ids)
+        scored = [run.scores[folds[0]] for run in (base, other)]
+        truth = base.truth[folds[0]]
         if len(folds) > 1 or truth.shape[1] > 1 or any(len(of_run) > 1 for of_run in scored):
             return None
         test = delong_test(
             truth[:, 0],
             scored[1][0][:, 0],
             scored[0][0][:, 0],
-            groups=self._base.groups[folds[0]],
+            groups=base.groups[folds[0]],
         )
         return _number(test.p)
 
 
-def _judged(
-    run: _Run,
-    fold: int,
-    scores: npt.NDArray[np.float32],
-    metrics: Sequence[str],
-    weights: npt.NDArray[np.uint16] | None,
-) -> Mapping[str, _Float]:
-    some = slice(None) if weights is None else weights.max(axis=1) > 0
-    found = evaluate(
-        run.truth[fold],
-        scores,
-        run.result.task.scored,
-        weights=None if weights is None else weights[some],
-        metrics=metrics,
-        sequences=run.sequences(fold),
-    ).overall
-    if weights is None:
-        return found
-    whole = {metric: np.full(len(weights), np.nan) for metric in found}
-    for metric, values in found.items():
-        whole[metric][some] = values  # a draw may hold nobody of a small fold
-    return whole
-
-
-def _metrics(runs: Sequence[_Run], asked: Sequence[str] | None) -> tuple[str, ...]:
+def _metrics(runs: Sequence[ComparedRun], asked: Sequence[str] | None) -> tuple[str, ...]:
     """Choose what is compared."""
-    kind = runs[0].result.task.scored
     if asked is None:
         names = [m for m in runs[0].result.metrics if all(m in r.result.metrics for r in runs)]
-        asked = [m for m in names if not needed_thresholds([m])]
-    try:
-        check_metrics(asked, kind)
-    except ValueError as exc:
-        raise RequestError(f"--metrics: {exc}") from exc
-    if rules := needed_thresholds(asked):
-        raise RequestError(
-            f"--metrics: thresholds by validation items ({', '.join(rules)}) are not kept with the "
-            "predictions; compare at a number, as @0.3, or what looks at scores"
-        )
+        scored = isinstance(runs[0], ScoredRun)
+        asked = [m for m in names if not scored or not needed_thresholds([m])]
+    for run in runs:
+        run.check_metrics(asked)
     return tuple(asked)
 
 
-def _check_same(base: _Run, other: _Run) -> None:
+def _check_same(base: ComparedRun, other: ComparedRun) -> None:
     """Refuse runs that were not tested on the same items of the same folds."""
     ours, theirs = base.result.task, other.result.task
     if (ours.kind, ours.classes) != (theirs.kind, theirs.classes):
+        told = [", ".join(task.classes) or "neurons" for task in (ours, theirs)]
         raise ProbeError(
-            f"{base.name} tells {', '.join(ours.classes)}, {other.name} tells "
-            f"{', '.join(theirs.classes)}; compare runs of one task"
+            f"{base.name} tells {told[0]}, {other.name} tells {told[1]}; compare runs of one task"
+        )
+    if base.result.present_only != other.result.present_only:
+        raise ProbeError(
+            f"one of {base.name} and {other.name} was fitted with --present-only, so that its "
+            "means are over other items; fit both alike"
         )
     if set(base.ids) != set(other.ids):
         raise ProbeError(
@@ -313,17 +233,11 @@ def _check_same(base: _Run, other: _Run) -> None:
                 f"are in one of them only, as {min(missing)!r}; compare runs of one split and one "
                 "set of items"
             )
-        if (base.truth[fold] != other.truth[fold]).any():
+        if not base.has_truth_of(other, fold):
             raise ProbeError(
                 f"{base.name} and {other.name} were fitted on other labels of the same items; fit "
                 "the older one again"
             )
-
-
-def _order(item_ids: pd.Series) -> pd.Series:
-    """Give what items are ordered by: their ids, frames of a video by their numbers."""
-    parts = item_ids.str.rpartition("#")
-    return parts[0] + parts[1] + parts[2].str.zfill(9)
 
 
 def _number(value: float) -> float | None:

@@ -286,11 +286,10 @@ def row_picture(store: FeatureStore, item_id: str, row: int) -> npt.NDArray[np.f
     Returns:
         (Y, X), or (Y, X, 3) of three channels, in [0, 1]: its window.
     """
-    image, attributes = store.native("image", item_id)
-    low, high = attributes["windows"][0]
-    picture: npt.NDArray[np.float32] = np.clip(
-        (image[:, row].astype(np.float32) - low) / (high - low), 0, 1
-    )
+    image = store.native_array("image", item_id)
+    low, high = image.attributes["windows"][0]
+    values = image.read(row, row + 1)[:, 0].astype(np.float32)
+    picture: npt.NDArray[np.float32] = np.clip((values - low) / (high - low), 0, 1)
     return picture.transpose(1, 2, 0) if len(picture) == 3 else picture[0]
 
 
@@ -321,13 +320,21 @@ def store_state(where: Where) -> dict[str, Any]:
     }
 
 
-def check_same_recipe(ours: StoreOrigin, where: Where, *, trust: bool = False) -> None:
+_WHERE_ONLY = ("rows", "gaps", "dataset", "mask_dataset", "spacing_nm")
+"""Options of readers that no map depends on: which rows there are, and where in a file they are."""
+
+
+def check_same_recipe(
+    ours: StoreOrigin, where: Where, *, trust: bool = False, row_by_row: bool = False
+) -> None:
     """Refuse features that a head was not fitted on.
 
     Args:
         ours: The store that it was fitted on.
         where: The store that it is to be asked about.
         trust: Whether what somebody declared of imported features counts.
+        row_by_row: Whether rows are features of their own, so that it does not matter which of
+            them a store keeps.
 
     Raises:
         StoreError: If that store cannot be read; `RecipeMismatchError` if it, or the head's, was
@@ -349,6 +356,11 @@ def check_same_recipe(ours: StoreOrigin, where: Where, *, trust: bool = False) -
     if there.digest == ours.digest:
         return
     different = here.differences(there)
+    if row_by_row:
+        beside = [f"reader.options.{option}" for option in _WHERE_ONLY]
+        different = {field: both for field, both in different.items() if field not in beside}
+        if not different:
+            return
     field, (was, came) = next(iter(different.items()))
     more = f", and {len(different) - 1} more field(s) differ" if len(different) > 1 else ""
     raise ProbeError(

@@ -74,7 +74,7 @@ class FittedRun:
         result = Result.read(folder)
         if result.pool == "maps":
             raise ProbeError(
-                f"{folder}: the run is a {result.task.kind}, which gives no scores of items; what "
+                f"{folder}: the run is of {result.task.kind}, which gives no scores of items; what "
                 "it predicted is in its folder labels"
             )
         named: dict[Key, dict[str, npt.NDArray[Any]]] = defaultdict(dict)

@@ -224,7 +224,7 @@ def _of_class(
 
 
 def estimate(
-    values: Mapping[Key, float], replicates: Sequence[_Float], draws: npt.NDArray[Any]
+    values: Mapping[Key, float], replicates: Sequence[_Float], draws: npt.NDArray[Any] | None
 ) -> Estimate:
     """Put together what heads of several seeds and folds are worth.
 
@@ -234,20 +234,23 @@ def estimate(
     Args:
         values: Seed and fold -> the metric.
         replicates: Of each of them, (n_replicates,), by the same draws.
-        draws: (n_replicates, n_groups) how often each group was drawn.
+        draws: (n_replicates, n_groups) how often each group was drawn; None where there is only
+            one, of which nothing can be drawn: there is no interval then.
 
     Returns:
         Means over seeds and folds where they are defined.
     """
     mean = _mean(list(values.values()))
-    found = interval(
-        mean_where_defined(np.stack(replicates)),
-        estimate=np.nan if mean is None else mean,
-        draws=draws,
-    )
     seeds, folds = ({key[axis] for key in values} for axis in (0, 1))
     by_seed = [_mean([v for (s, _), v in values.items() if s == seed]) for seed in sorted(seeds)]
     by_fold = [_mean([v for (_, f), v in values.items() if f == fold]) for fold in sorted(folds)]
+    drawn = mean_where_defined(np.stack(replicates))
+    sds = {"sd_seeds": _deviation(by_seed), "sd_folds": _deviation(by_fold)}
+    if draws is None:
+        return Estimate(
+            value=mean, low=None, high=None, level=0.95, defined=0, replicates=len(drawn), **sds
+        )
+    found = interval(drawn, estimate=np.nan if mean is None else mean, draws=draws)
     return Estimate(
         value=mean,
         low=None if found.degenerate else _number(found.low),
@@ -255,8 +258,7 @@ def estimate(
         level=found.level,
         defined=found.n_defined,
         replicates=found.n_replicates,
-        sd_seeds=_deviation(by_seed),
-        sd_folds=_deviation(by_fold),
+        **sds,
     )
 
 

@@ -19,6 +19,8 @@ def write_labels(
     item_id: str,
     labels: Mapping[str, npt.NDArray[np.uint8]],
     geometry: Geometry,
+    *,
+    restored: bool = False,
 ) -> None:
     """Write what was predicted of an item, on its file's own grid.
 
@@ -27,6 +29,7 @@ def write_labels(
         item_id: Names the files.
         labels: Name of a class, or "" for all -> (rows, Y, X).
         geometry: Of the item.
+        restored: Whether labels are on the file's own grid already, as `restore` gives them.
 
     Raises:
         ProbeError: If a file cannot be written, or a library for it is not installed.
@@ -34,13 +37,15 @@ def write_labels(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, values in labels.items():
-            stem = safe_name(f"{item_id}.{name}" if name else item_id)
-            if len(values) == 1 and geometry.affine is None:
-                _write_png(folder / f"{stem}.png", values[0])
+            if restored:
+                write_nifti(_path(folder, item_id, name, ".nii.gz"), values, geometry)
+            elif len(values) == 1 and geometry.affine is None:
+                _write_png(_path(folder, item_id, name, ".png"), values[0])
             elif geometry.shape is None:
-                np.save(folder / f"{stem}.npy", values, allow_pickle=False)
+                np.save(_path(folder, item_id, name, ".npy"), values, allow_pickle=False)
             else:
-                write_nifti(folder / f"{stem}.nii.gz", restore(values, geometry), geometry)
+                values = restore(values, geometry)
+                write_nifti(_path(folder, item_id, name, ".nii.gz"), values, geometry)
     except OSError as exc:
         raise ProbeError(f"cannot write below {folder}: {exc.strerror or exc}") from exc
     except ModuleNotFoundError as exc:
@@ -48,6 +53,12 @@ def write_labels(
             f"{exc.name} is not installed: `pip install 'dinocache[dense]'` brings what heads of "
             "maps need"
         ) from exc
+
+
+def _path(folder: Path, item_id: str, name: str, ending: str) -> Path:
+    """Name a file; where items are named as their files are, the ending is not said twice."""
+    stem = item_id.removesuffix(ending)
+    return folder / f"{safe_name(f'{stem}.{name}' if name else stem)}{ending}"
 
 
 def _write_png(path: Path, values: npt.NDArray[Any]) -> None:

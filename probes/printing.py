@@ -63,7 +63,7 @@ def print_result(result: "Result") -> None:
     for line in (f"{result.title}{positive}", _who(result), *_choices(result)):
         out.print(line, soft_wrap=True)
     print_estimates(result.metrics, sd=True)
-    if result.task.kind != "binary":
+    if result.task.kind != "binary" and result.per_class:
         _print_classes(result)
     for column, values in result.subgroups.items():
         table = table_of([column, "items", "groups", *list(result.metrics)[:2]])
@@ -71,6 +71,8 @@ def print_result(result: "Result") -> None:
             figures = [_with_interval(found.metrics[m]) for m in list(result.metrics)[:2]]
             table.add_row(value, str(found.items), str(found.groups), *figures)
         out.print(table)
+    for note in result.notes:
+        out.print(f"note: {note}", soft_wrap=True, highlight=False)
     if result.auc_skipped:
         out.print(
             "AUC leaves out (one label value among the test items): "
@@ -158,6 +160,8 @@ def _print_classes(result: "Result") -> None:
 def _who(result: "Result") -> str:
     split = result.split
     protocol = f"split {split.column!r}" if split.column else f"{split.folds} folds by group"
+    if split.protocol == "rows":
+        protocol = "ranges of rows"
     if split.repeats > 1:
         protocol += f", {split.repeats} times"
     if split.shots is not None:
@@ -180,7 +184,8 @@ def _choices(result: "Result") -> list[str]:
         return []
     said = [", ".join(f"{k}={v}" for k, v in chosen.items()) for chosen in search.chosen]
     tried = len(search.losses[0])
-    return [f"{tried} settings tried; validation items chose: {'; '.join(dict.fromkeys(said))}"]
+    who = "sections that are not tested" if result.task.kind == "instances" else "validation items"
+    return [f"{tried} settings tried; {who} chose: {'; '.join(dict.fromkeys(said))}"]
 
 
 def _interval(found: "Estimate") -> str:

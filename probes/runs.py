@@ -51,21 +51,20 @@ class TaskFacts(_Part):
     name: str | None = None
     of: Literal["item", "row"] = "item"
     targets: tuple[str, ...]
-    kind: Literal["binary", "multiclass", "multilabel", "segmentation"]
+    kind: Literal["binary", "multiclass", "multilabel", "segmentation", "instances"]
     classes: tuple[str, ...]
+    labels: dict[int, str] = {}
+    """Of masks: value, or channel -> class."""
 
     @property
     def scored(self) -> Literal["binary", "multiclass", "multilabel"]:
         """Of which kind the scores of items are.
 
         Raises:
-            ProbeError: If it is a segmentation, which has none.
+            ProbeError: If it is of maps, and items have none.
         """
-        if self.kind == "segmentation":
-            raise ProbeError(
-                "the run is a segmentation; scores of items, which can be compared and asked for, "
-                "are those of classifications"
-            )
+        if self.kind == "segmentation" or self.kind == "instances":
+            raise ProbeError(f"the run is of {self.kind}, which gives no scores of items")
         return self.kind
 
 
@@ -108,7 +107,7 @@ class StoreOrigin(_Part):
 class SplitFacts(_Part):
     """Who trained and who was tested."""
 
-    protocol: Literal["column", "folds"]
+    protocol: Literal["column", "folds", "rows"]
     column: str | None
     folds: int | None
     repeats: int = 1
@@ -162,6 +161,10 @@ class Result(_Part):
     pool: Literal["mean", "max", "mean+std", "bags", "maps"]
     views: tuple[str, ...] = ()
     """Of maps: turned images that trained beside the image as it is."""
+    present_only: bool = False
+    """Of maps: whether a label's means leave out items whose truth does not have it."""
+    notes: tuple[str, ...] = ()
+    """What to know before a figure is set beside another's."""
     store: StoreOrigin
     test_store: StoreOrigin | None = None
     split: SplitFacts
@@ -208,7 +211,8 @@ class Result(_Part):
         from safetensors.numpy import save
 
         text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
-        tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        # Not `ascontiguousarray`, which makes a list of one number of a number.
+        tensors = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _RESULT).unlink(missing_ok=True)

@@ -1,363 +1,180 @@
-"""A fit of maps: labels of pixels or voxels told from patch features, and judged."""
+"""Classes of pixels and voxels: what heads predict of an item, as labels, files and figures."""
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from dinocache.errors import ProbeError
-from probes.features import row_picture, store_facts, store_state
+from dinocache.geometry import Geometry, restore
+from probes.features import row_picture
 from probes.figures import overlay_picture
-from probes.heads import DenseHead, make_dense_head
-from probes.judging import estimate, spread_replicates
+from probes.heads import DenseHead
 from probes.label_files import write_labels
 from probes.map_request import MapRequest
-from probes.maps import StoredCases, stored_cases
-from probes.metrics.cases import Case, evaluate_cases, measure_case
-from probes.places import safe_name
-from probes.protocol import DEFAULT_FOLDS, DEFAULT_VALIDATION, Fold, split_digest
-from probes.runs import Estimate, HeadFacts, Result, SplitFacts, TaskFacts, library_versions
-from probes.splits import (
-    Split,
-    check_no_leakage,
-    hold_out,
-    splits_by_column,
-    stratified_group_folds,
-)
-from probes.stats import group_bootstrap_weights, group_draws
+from probes.map_run import Key, MapRun, folder_of_key, name_of
+from probes.maps import StoredCases
+from probes.metrics.cases import Case, measure_case
 
-__all__ = ["Segmented", "segment"]
+__all__ = [
+    "ClassRun",
+    "mean_scores",
+    "measured_labels",
+    "predicted_labels",
+    "write_predicted",
+]
 
-Key = tuple[int, int]
-"""Seed and number of the fold."""
-_OVERLAYS = 8
-"""Items that are drawn of each head."""
+Labels = npt.NDArray[Any]
+"""(rows, Y, X) uint8 of exclusive classes, or (classes, rows, Y, X) bool."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segmented:
-    """What a fit of maps gives: everything that a run folder holds besides label files."""
+class Predicted(NamedTuple):
+    """What was predicted of an item."""
 
-    result: Result
-    predictions: pd.DataFrame
-    arrays: dict[str, npt.NDArray[Any]]
+    labels: Labels
+    """On its rows."""
+    restored: Labels | None
+    """On its file's own grid, where rows lie otherwise between its voxels; else None. (I, J, K), or
+    (classes, I, J, K) bool."""
 
 
-def segment(request: MapRequest, folder: Path) -> Segmented:
-    """Fit a head of maps, predict the test items and judge the predictions.
+def predicted_labels(
+    heads: Sequence[DenseHead], cases: StoredCases, item: int, *, overlapping: bool
+) -> Predicted:
+    """Label an item by the mean probability of some heads.
 
-    Label files are written as items are predicted, and the state of a fit after each epoch: the
-    same call goes on where it was interrupted.
+    Where rows were resampled, labels of the file's own voxels are told from probabilities that are
+    interpolated between rows, not from labels.
 
     Args:
-        request: What is asked.
-        folder: Of the run.
+        heads: At least one, fitted alike.
+        cases: With the item; its mask is not read.
+        item: Which.
+        overlapping: Whether the heads' classes may overlap.
 
     Returns:
-        Result, one row a tested item, and what was learned; the same again for the same request.
-
-    Raises:
-        StoreError: If the store lacks maps or masks, or cannot be read.
-        ProbeError: If labels and split do not allow this fit.
+        Exclusive classes: the most probable, (rows, Y, X) uint8. Classes that overlap: those of at
+        least 0.5, (classes, rows, Y, X) bool.
     """
-    cases, left_out = stored_cases(request.store, request.features, request.labels)
-    items = cases.store.items.set_index("item_id").loc[list(cases.item_ids)].reset_index()
-    groups = items["group"].to_numpy(np.str_)
-    try:
-        folds, split, without = _draw(request, items, groups)
-        left_out |= without
-        run = _Run(request, cases, folder)
-        for seed in range(request.seeds):
-            for number, fold in enumerate(folds):
-                run.do((seed, number), fold)
-        judged = _judge(request, run.measured, folds, groups)
-    except OSError as exc:
-        raise ProbeError(f"cannot write the run {folder}: {exc.strerror or exc}") from exc
-    except ValueError as exc:
-        # The layers below know arrays only; their messages say what was expected and what came.
-        raise exc if isinstance(exc, ProbeError) else ProbeError(str(exc)) from exc
-    return Segmented(
-        result=_result(request, cases, split, judged, left_out, groups),
-        predictions=_table(request, cases, run.measured, folds, groups),
-        arrays={
-            f"s{seed}.f{fold}.{name}": array
-            for (seed, fold), head in run.heads.items()
-            for name, array in head.to_arrays().items()
-        },
-    )
+    geometry = cases.geometry(item)
+    blocks, kept = [], []
+    for scores in mean_scores(heads, cases, item):
+        blocks.append(scores >= 0.5 if overlapping else scores.argmax(0).astype(np.uint8))
+        if geometry.is_resampled:
+            kept.append(scores.astype(np.float16))
+    labels = np.concatenate(blocks, axis=1 if overlapping else 0)
+    if not kept:
+        return Predicted(labels, None)
+    scores = _whole_item(np.concatenate(kept, axis=1), cases, item)
+    return Predicted(labels, _restored(scores, geometry, overlapping=overlapping))
 
 
-# Who trains
+def _restored(
+    scores: npt.NDArray[np.floating[Any]], geometry: Geometry, *, overlapping: bool
+) -> Labels:
+    """Label the voxels of the file from scores (classes, rows, Y, X); background beyond them."""
+    best: npt.NDArray[Any] | None = None
+    found: list[npt.NDArray[Any]] = []
+    for number, of_class in enumerate(scores):
+        values = restore(of_class.astype(np.float32), geometry, method="linear")
+        if overlapping:
+            found.append(values >= 0.5)
+        elif best is None:
+            best, found = values, [np.zeros(values.shape, np.uint8)]
+        else:
+            higher = values > best
+            found[0][higher] = number
+            best[higher] = values[higher]
+    return np.stack(found) if overlapping else found[0]
 
 
-def _draw(
-    request: MapRequest, items: pd.DataFrame, groups: npt.NDArray[np.str_]
-) -> tuple[list[Fold], SplitFacts, dict[str, str]]:
-    """Deal items to sides; also gives who has none."""
-    has_split = "split" in items and items["split"].notna().any()
-    column = request.split or ("split" if request.folds is None and has_split else None)
-    if column is not None and column not in items:
-        raise ProbeError(
-            f"--split: there is no column {column!r}; the store has {', '.join(items.columns)}"
-        )
-    alike = np.zeros(len(items), np.int64)  # labels of pixels are nothing to stratify items by
-    known = np.ones(len(items), bool)
-    if column is None:
-        k = request.folds or DEFAULT_FOLDS
-        numbers = stratified_group_folds(alike, groups, k=k, seed=0)
-        splits = [
-            Split(train=numbers != n, val=np.zeros(len(items), bool), test=numbers == n)
-            for n in range(k)
-        ]
+def _whole_item(rows: npt.NDArray[Any], cases: StoredCases, item: int) -> npt.NDArray[Any]:
+    """Put 0 for the rows of an item that are none of the case's: (..., rows, Y, X)."""
+    span = cases.spans[item]
+    behind = cases.store.n_rows(span.item_id) - span.stop
+    if not behind and not span.start:
+        return rows
+    return np.pad(rows, [(0, 0)] * (rows.ndim - 3) + [(span.start, behind), (0, 0), (0, 0)])
+
+
+def mean_scores(
+    heads: Sequence[DenseHead], cases: StoredCases, item: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield what heads predict of an item, block by block of its rows, the mean over the heads."""
+    # Heads of one sort give the same blocks.
+    for blocks in zip(*(head.predict(cases, item) for head in heads), strict=True):
+        yield blocks[0][1] if len(blocks) == 1 else _mean([scores for _, scores in blocks])
+
+
+def _mean(scores: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    return np.asarray(np.mean(scores, axis=0, dtype=np.float32))
+
+
+def write_predicted(
+    folder: Path, cases: StoredCases, item: int, predicted: Predicted, names: Mapping[int, str]
+) -> None:
+    """Write labels with the mask's own values; of classes that overlap a file each.
+
+    Rows of the item that are none of the case's are background.
+    """
+    files: dict[str, npt.NDArray[np.uint8]]
+    restored = predicted.restored is not None
+    labels = _whole_item(predicted.labels, cases, item)
+    if predicted.restored is not None:
+        labels = predicted.restored
+    if labels.dtype == bool:
+        files = {
+            name: mask.astype(np.uint8) for name, mask in zip(names.values(), labels, strict=True)
+        }
     else:
-        known = items[column].notna().to_numpy()
-        splits = splits_by_column(items[column].to_numpy(dtype=object)[known])
-    where = np.flatnonzero(known)
-    selects = make_dense_head(request.head, **request.settings).selects
-    share = request.validation or (DEFAULT_VALIDATION if selects else None)
-    folds, held = [], False
-    for split in splits:
-        if share is not None and not split.val.any():
-            split, held = hold_out(split, alike[known], groups[known], share=share), True
-        check_no_leakage(groups[known], split)
-        sides = (where[np.flatnonzero(side)] for side in (split.train, split.val, split.test))
-        folds.append(Fold(**dict(zip(("train", "val", "test"), sides, strict=True))))
-    ids = items["item_id"].to_numpy(np.str_)
-    for side in ("train", "test"):
-        if any(not len(getattr(fold, side)) for fold in folds):
-            raise ProbeError(f"the {side} side has no items; check the split column")
-    sizes = {
-        side: float(np.mean([len(getattr(fold, side)) for fold in folds]))
-        for side in ("train", "val", "test")
-    }
-    facts = SplitFacts(
-        protocol="folds" if column is None else "column",
-        column=column,
-        folds=len(folds) if column is None or len(folds) > 1 else None,
-        validation=share if held else None,
-        digest=split_digest(ids, ids, folds),
-        n_train=sizes["train"],
-        n_val=sizes["val"],
-        n_test=sizes["test"],
-    )
-    return folds, facts, dict.fromkeys(ids[~known].tolist(), f"no value of {column!r}")
+        files = {"": np.array([0, *names], np.uint8)[labels]}
+    write_labels(folder, name_of(cases, item), files, cases.geometry(item), restored=restored)
 
 
-# Fitting and predicting
+def measured_labels(
+    cases: StoredCases, item: int, truth: Labels, labels: Labels, request: MapRequest
+) -> Case:
+    """Measure labels on the mask's own grid."""
+    # 1 where the file does not say, so that distances are in pixels.
+    spacing = cases.geometry(item).spacing or (1.0, 1.0, 1.0)
+    axes: tuple[float, ...] = spacing
+    if truth.shape[-3] == 1:  # a picture has no surface before and behind it
+        truth, labels, axes = truth[..., 0, :, :], labels[..., 0, :, :], spacing[1:]
+    return measure_case(truth, labels, range(1, len(request.labels) + 1), request.metrics, axes)
 
 
-class _Run:
-    """Fits and predicts, one seed and fold after the other."""
+class ClassRun(MapRun):
+    """Fits heads of classes."""
 
     def __init__(self, request: MapRequest, cases: StoredCases, folder: Path) -> None:
-        self.request, self.cases, self.folder = request, cases, folder
-        self.heads: dict[Key, DenseHead] = {}
-        self.measured: dict[Key, list[Case]] = {}
-        self.drawn: dict[Key, int] = {}
+        super().__init__(request, cases, folder)
+        self.n_classes, self.overlapping = len(request.labels), cases.overlapping
 
-    def do(self, key: Key, fold: Fold) -> None:
-        """Fit one head, and ask it about its fold's test items."""
-        settings = dict(self.request.settings)
-        if "seed" in make_dense_head(self.request.head, **settings).get_params():
-            settings["seed"] = key[0] + int(str(settings.get("seed", 0)))
-        head = make_dense_head(self.request.head, **settings)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = self.folder / f".fit.s{key[0]}.f{key[1]}.safetensors"
-        self._tell(f"seed {key[0]}, fold {key[1]}: {len(fold.train)} items train")
-        head.fit(
-            self.cases.some(fold.train),
-            len(self.request.labels),
-            overlapping=self.cases.overlapping,
-            validation=self.cases.some(fold.val) if head.selects else None,
-            checkpoint=checkpoint,
-        )
-        self.heads[key] = head
-        self.measured[key] = [self._case(key, head, item) for item in fold.test.tolist()]
-        checkpoint.unlink(missing_ok=True)
-
-    def _case(self, key: Key, head: DenseHead, item: int) -> Case:
-        """Predict an item, write its labels, and measure them."""
+    def ask(self, key: Key, item: int) -> dict[str, Case]:
+        """See `MapRun`."""
+        head = self.heads[key]
+        predicted = predicted_labels([head], self.cases, item, overlapping=self.overlapping)
+        place = folder_of_key(self.folder / "labels", key)
+        write_predicted(place, self.cases, item, predicted, self.request.labels)
+        labels = predicted.labels
         truth = self.cases.labels(item, 0, self.cases.n_rows(item))
-        predicted = np.zeros_like(truth)
-        for first, scores in head.predict(self.cases, item):
-            last = first + scores.shape[-3]
-            if self.cases.overlapping:
-                predicted[:, first:last] = scores >= 0.5
-            else:
-                predicted[first:last] = scores.argmax(0)
-        geometry = self.cases.geometry(item)
-        place = self.folder / "labels" / f"s{key[0]}.f{key[1]}"
-        write_labels(place, self.cases.item_ids[item], self._named(predicted), geometry)
-        self._draw(key, item, truth, predicted)
-        labels = range(1, len(self.request.labels) + 1)
-        # 1 where the file does not say, so that distances are in pixels.
-        spacing = geometry.spacing or (1.0, 1.0, 1.0)
-        axes: tuple[float, ...] = spacing
-        if truth.shape[-3] == 1:  # a picture has no surface before and behind it
-            truth, predicted, axes = truth[..., 0, :, :], predicted[..., 0, :, :], spacing[1:]
-        return measure_case(truth, predicted, labels, self.request.metrics, axes)
+        if self.is_drawn(key):
+            self._draw(key, item, truth, labels)
+        return {"": measured_labels(self.cases, item, truth, labels, self.request)}
 
-    def _draw(
-        self, key: Key, item: int, truth: npt.NDArray[Any], predicted: npt.NDArray[Any]
-    ) -> None:
-        """Draw the row with the most labels of the first few items, where there is its image."""
-        drawn = self.drawn.setdefault(key, 0)
-        if drawn >= _OVERLAYS or "image" not in self.cases.store.kinds:
-            return
+    def _draw(self, key: Key, item: int, truth: Labels, labels: Labels) -> None:
+        """Draw the row with the most labels."""
         classes = range(1, len(self.request.labels) + 1)
-        if not self.cases.overlapping:
-            truth, predicted = (np.stack([v == c for c in classes]) for v in (truth, predicted))
+        if not self.overlapping:
+            truth, labels = (np.stack([v == c for c in classes]) for v in (truth, labels))
         row = int(truth.sum(axis=(0, 2, 3)).argmax())
-        item_id = self.cases.item_ids[item]
-        store = self.cases.store.header.recipe.encoder.weights
-        said = f" ({store.name})" if store.is_random else ""
+        span = self.cases.spans[item]
         picture = overlay_picture(
-            row_picture(self.cases.store, item_id, row),
+            row_picture(self.cases.store, span.item_id, span.start + row),
             truth[:, row],
-            predicted[:, row],
+            labels[:, row],
             list(self.request.labels.values()),
-            title=f"{item_id}, row {row}{said}",
+            title=self.title(item, span.start + row),
         )
-        place = self.folder / "overlays" / f"s{key[0]}.f{key[1]}"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{safe_name(item_id)}.png").write_bytes(picture)
-        self.drawn[key] = drawn + 1
-
-    def _named(self, predicted: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """Give the mask's own values back: name of a file -> labels."""
-        if self.cases.overlapping:
-            names = self.request.labels.values()
-            return {n: mask.astype(np.uint8) for n, mask in zip(names, predicted, strict=True)}
-        values = np.array([0, *self.request.labels], np.uint8)
-        return {"": values[predicted]}
-
-    @staticmethod
-    def _tell(text: str) -> None:
-        if sys.stderr.isatty():
-            print(text, file=sys.stderr)
-
-
-# Judging
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Judged:
-    metrics: dict[str, Estimate]
-    per_class: dict[str, dict[str, Estimate]]
-
-
-def _judge(
-    request: MapRequest,
-    measured: Mapping[Key, Sequence[Case]],
-    folds: Sequence[Fold],
-    groups: npt.NDArray[np.str_],
-) -> _Judged:
-    """Compute every metric with its interval; groups are drawn once for all folds and seeds."""
-    everybody = np.unique(np.concatenate([fold.test for fold in folds]))
-    weights = np.zeros((request.replicates, len(groups)), np.uint16)
-    if len(set(groups[everybody])) > 1:
-        drawn = group_bootstrap_weights(groups[everybody], n_boot=request.replicates)
-        weights[:, everybody] = drawn
-        draws = group_draws(weights[:, everybody], groups[everybody])
-    else:  # of one patient nothing can be drawn, and no interval is told
-        weights[:, everybody] = 1
-        draws = np.ones((request.replicates, 1), np.uint16)
-    found = {}
-    for key, cases in measured.items():
-        some = weights[:, folds[key[1]].test]
-        has_any = some.max(axis=1) > 0
-        scores = evaluate_cases(
-            cases, request.metrics, some[has_any], present_only=request.present_only
-        )
-        found[key] = scores, has_any
-    names = list(request.labels.values())
-    metrics: dict[str, Estimate] = {}
-    per_class: dict[str, dict[str, Estimate]] = {name: {} for name in names}
-    for metric in request.metrics:
-        metrics[metric] = estimate(
-            {key: scores.values[metric] for key, (scores, _) in found.items()},
-            [spread_replicates(scores.replicates[metric], some) for scores, some in found.values()],
-            draws,
-        )
-        if not all(metric in scores.per_label for scores, _ in found.values()):
-            continue
-        for index, name in enumerate(names):
-            per_class[name][metric] = estimate(
-                {key: float(s.per_label[metric][index]) for key, (s, _) in found.items()},
-                [
-                    spread_replicates(s.per_label_replicates[metric][:, index], some)
-                    for s, some in found.values()
-                ],
-                draws,
-            )
-    return _Judged(metrics=metrics, per_class=per_class)
-
-
-def _result(
-    request: MapRequest,
-    cases: StoredCases,
-    split: SplitFacts,
-    judged: _Judged,
-    left_out: dict[str, str],
-    groups: npt.NDArray[np.str_],
-) -> Result:
-    head = make_dense_head(request.head, **request.settings)
-    views = [view for view in cases.views if view]
-    return Result(
-        inputs=request.digest(store=store_state(request.store), views=views, format=2),
-        task=TaskFacts(
-            name=request.task,
-            targets=("mask",),
-            kind="segmentation",
-            classes=tuple(request.labels.values()),
-        ),
-        head=HeadFacts(name=request.head, settings=head.get_params()),
-        features=request.features,
-        pool="maps",
-        store=store_facts(request.store),
-        split=split,
-        seeds=tuple(range(request.seeds)),
-        items=len(cases),
-        groups=len(set(groups)),
-        left_out=left_out,
-        metrics=judged.metrics,
-        per_class=judged.per_class,
-        subgroups={},
-        delong={},
-        auc_skipped=(),
-        curve=None,
-        versions=library_versions(),
-        views=tuple(views),
-    )
-
-
-def _table(
-    request: MapRequest,
-    cases: StoredCases,
-    measured: Mapping[Key, Sequence[Case]],
-    folds: Sequence[Fold],
-    groups: npt.NDArray[np.str_],
-) -> pd.DataFrame:
-    """One row a tested item, seed and fold: what was counted and measured of each class."""
-    rows = []
-    for (seed, number), of_key in measured.items():
-        for item, case in zip(folds[number].test.tolist(), of_key, strict=True):
-            row: dict[str, Any] = {"item_id": cases.item_ids[item], "group": groups[item]}
-            row |= {"seed": seed, "fold": number}
-            for index, name in enumerate(request.labels.values()):
-                if case.counts is not None:
-                    counts = case.counts[index].tolist()
-                    row |= {f"{c}.{name}": n for c, n in zip(_CELLS, counts, strict=True)}
-                for metric, values in case.values.items():
-                    if len(values) == len(request.labels):
-                        row[f"{metric}.{name}"] = float(values[index])
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-_CELLS = ("tp", "fp", "fn", "tn")
+        self.draw(key, item, picture)

@@ -196,21 +196,25 @@ def map_request(named: str, store: Where, **asked: Any) -> MapRequest:  # noqa: 
     manifest, name, task = find_task(named)
     said = {key: value for key, value in asked.items() if value is not None}
     head = str(said.get("head", task.head))
-    if task.kind != "segmentation":
-        raise RequestError(f"{named} is a {task.kind}; of maps `probe fit` segments so far")
+    if task.kind == "registration":
+        raise RequestError(f"{named} is a registration, which `probe fit` does not do")
     if head not in DENSE_HEADS:
         raise RequestError(
             f"{named} wants the head {head!r}; of maps there are {', '.join(DENSE_HEADS)} so far"
         )
     rule = _rule(manifest, task)
     column = split_column(task.split)
-    splits = bool(manifest.splits) or task.split == "official"
+    splits = not task.rows and (bool(manifest.splits) or task.split == "official")
     _check_columns(store, manifest, named, (column,) if splits else ())
+    rows = {side: of if isinstance(of, dict) else {"": of} for side, of in task.rows.items()}
     whole: dict[str, Any] = {
         "task": f"{manifest.name}/{name}",
         "labels": task.labels,
+        "kind": task.kind,
         "features": task.features or ("dense",),
         "split": column if splits else None,
+        "rows": rows,
+        "present_only": task.present_only,
         "validation": rule.validation if isinstance(rule, Folds) else None,
         "seeds": task.seeds,
         "metrics": task.metrics,

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from probes.heads.abmil import AbmilHead
+from probes.heads.affinity import AffinityHead
 from probes.heads.boosting import XgboostHead
 from probes.heads.cases import Cases
 from probes.heads.decoder2d import Decoder2dHead
+from probes.heads.decoder3d import Decoder3dHead
 from probes.heads.knn import KnnHead
 from probes.heads.linear import LinearHead, fit_linear
 from probes.heads.linear2d import Linear2dHead
@@ -99,6 +101,8 @@ class DenseHead(Protocol):
     """What every head of maps does; see docs/heads.md, "Heads of maps"."""
 
     takes: ClassVar[Literal["maps"]]
+    gives: ClassVar[Literal["classes", "affinities"]]
+    """What `predict` yields."""
 
     def __init__(self, **settings: Setting) -> None:
         """Check and keep the settings."""
@@ -119,7 +123,7 @@ class DenseHead(Protocol):
         """Learn labels from maps."""
 
     def predict(self, cases: Cases, item: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """Yield (first row, probabilities) of an item's rows, in order."""
+        """Yield (first row, probabilities or affinities) of an item's rows, in order."""
 
     def get_params(self) -> dict[str, Setting]:
         """Return the settings of the constructor."""
@@ -133,7 +137,12 @@ class DenseHead(Protocol):
 
 
 DENSE_HEADS: Mapping[str, type[DenseHead]] = MappingProxyType(
-    {"decoder2d": Decoder2dHead, "linear2d": Linear2dHead}
+    {
+        "decoder2d": Decoder2dHead,
+        "decoder3d": Decoder3dHead,
+        "linear2d": Linear2dHead,
+        "affinity": AffinityHead,
+    }
 )
 _ALL: Mapping[str, type[Head] | type[DenseHead]] = MappingProxyType({**HEADS, **DENSE_HEADS})
 

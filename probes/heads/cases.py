@@ -16,6 +16,10 @@ class Cases(Protocol):
         """Of each map that is read together."""
 
     @property
+    def levels(self) -> tuple[int, ...]:
+        """Of each map: 0 for the last layer, 1, 2, ... for ever earlier ones."""
+
+    @property
     def views(self) -> tuple[str | None, ...]:
         """None for what is as it is, and the names of views that are turned."""
 

@@ -7,7 +7,7 @@ from probes.heads.dense_head import DenseRowsHead
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from probes.heads.dense_networks import MapNetwork
+    from probes.heads.dense_networks import RowNetwork
 
 __all__ = ["Decoder2dHead"]
 
@@ -99,12 +99,12 @@ class Decoder2dHead(DenseRowsHead):
             "seed": self.seed,
         }
 
-    def _network(self, channels: tuple[int, ...], outputs: int) -> "MapNetwork":
+    def _network(self, channels: tuple[int, ...], outputs: int) -> "RowNetwork":
         from probes.heads.dense_networks import Decoder2d
 
         return Decoder2d(channels, outputs, width=self.width, blocks=self.blocks)
 
-    def _first_weights(self, network: "MapNetwork") -> "dict[str, Tensor]":
+    def _first_weights(self, network: "RowNetwork") -> "dict[str, Tensor]":
         from probes.heads.dense_networks import first_weights
 
         return first_weights(network, self.seed)

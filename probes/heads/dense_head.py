@@ -1,9 +1,9 @@
-"""What dense heads of rows share: how they are fitted, asked, saved and restored."""
+"""What dense heads share: how they are fitted, asked, saved and restored; and those of rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from probes.heads.dense_checkpoint import Checkpoint
 from probes.heads.dense_rows import (
     PIECE_ROWS,
     Group,
+    MapBatches,
     Piece,
     RowBatches,
     Statistics,
@@ -28,9 +29,9 @@ from probes.heads.losses import dense_loss, one_hot
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from probes.heads.dense_networks import MapNetwork
+    from probes.heads.dense_networks import MapNetwork, RowNetwork
 
-__all__ = ["DenseRowsHead"]
+__all__ = ["DenseRowsHead", "MapKinds", "MapsHead", "as_tensors", "probabilities"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -39,10 +40,23 @@ _BLOCK_BYTES = 1 << 28
 _WEIGHT = "weight."
 
 
-class DenseRowsHead(ABC):
-    """A head that labels the pixels of each row by itself.
+class MapKinds(NamedTuple):
+    """What is read together.
 
-    A subclass says which network it trains, and has the settings below.
+    Attributes:
+        channels: Of each map.
+        levels: Of each map: 0 for the last layer, 1 and more for ever earlier ones.
+    """
+
+    channels: tuple[int, ...]
+    levels: tuple[int, ...]
+
+
+class MapsHead(ABC):
+    """A head that turns maps into labels of pixels or voxels.
+
+    A subclass says which network it trains, in what batches, and how it is asked; and it has the
+    settings below.
 
     Attributes:
         channels_: (n_maps,) int64, of each map that is read together.
@@ -57,6 +71,7 @@ class DenseRowsHead(ABC):
     """
 
     takes: ClassVar[Literal["maps"]] = "maps"
+    gives: ClassVar[Literal["classes", "affinities"]] = "classes"
     learned: ClassVar[tuple[str, ...]] = (
         "channels",
         "classes",
@@ -97,12 +112,44 @@ class DenseRowsHead(ABC):
         """Return the settings of the constructor, ready for JSON."""
 
     @abstractmethod
-    def _network(self, channels: tuple[int, ...], outputs: int) -> "MapNetwork":
+    def _network_of(self, kinds: MapKinds, outputs: int) -> "MapNetwork":
         """Make the network on the meta device."""
 
     @abstractmethod
-    def _first_weights(self, network: "MapNetwork") -> "dict[str, Tensor]":
+    def _first_weights(self, network: Any) -> "dict[str, Tensor]":  # noqa: ANN401
         """Make the weights that training starts from, on the CPU."""
+
+    @abstractmethod
+    def _batches(
+        self,
+        cases: Cases,
+        classes: int,
+        *,
+        overlapping: bool,
+        views: tuple[str | None, ...] | None = None,
+    ) -> MapBatches:
+        """Give what is trained on, or what validates, in views of the cases or in these."""
+
+    @abstractmethod
+    def _predict(self, cases: Cases, item: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Do what `predict` does, of what was checked."""
+
+    def _loss(
+        self, groups: "Sequence[tuple[Tensor, Tensor]]", classes: int, *, overlapping: bool
+    ) -> "Tensor":
+        """Compute the loss of a batch: logits and labels of each group, see `Group`."""
+        masks = [(logits, one_hot(labels, classes)) for logits, labels in groups]
+        return dense_loss(masks, overlapping=overlapping)
+
+    def _kinds(self, cases: Cases) -> MapKinds:
+        """Say what is read together, as far as this head tells it apart."""
+        channels = tuple(map(int, cases.channels))
+        return MapKinds(channels, (0,) * len(channels))
+
+    def _learned_kinds(self, arrays: Mapping[str, npt.NDArray[Any]]) -> MapKinds:
+        """Give what `_kinds` gave, out of what is saved."""
+        channels = tuple(int(one) for one in arrays["channels"].reshape(-1))
+        return MapKinds(channels, (0,) * len(channels))
 
     def fit(
         self,
@@ -113,13 +160,11 @@ class DenseRowsHead(ABC):
         validation: Cases | None = None,
         checkpoint: Path | str | None = None,
     ) -> Self:
-        """Train on all rows of all items, in all views.
+        """Train on all items, in all views; what comes next is read while the network trains.
 
-        An epoch has each row once in each view. Rows are read in a thread while others train:
-        up to 8 neighbours at once, in random order, and batches are drawn from 64 or more that
-        are in memory. Before the first epoch pieces are read until a million patches were seen,
-        for the mean and scale of each channel. On one machine the same cases and settings give
-        the same bits with the same number of threads, interrupted or not.
+        Before the first epoch pieces are read until a million patches were seen, for the mean
+        and scale of each channel. On one machine the same cases and settings give the same bits
+        with the same number of threads, interrupted or not.
 
         Args:
             cases: What is learned from, see docs/heads.md. Read from another thread, never from
@@ -145,7 +190,19 @@ class DenseRowsHead(ABC):
         if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 1:
             raise ValueError(f"classes must be a whole number of at least 1, got {classes!r}")
         held = self._held(validation, cases)
-        place, classes = choose_place(), int(classes)
+        return self._learn(cases, int(classes), held, checkpoint, overlapping=overlapping)
+
+    def _learn(
+        self,
+        cases: Cases,
+        classes: int,
+        held: Cases | None,
+        checkpoint: Path | str | None,
+        *,
+        overlapping: bool,
+    ) -> Self:
+        """Do what `fit` does, of what was checked."""
+        place, kinds = choose_place(), self._kinds(cases)
         batches = self._batches(cases, classes, overlapping=overlapping)
         found = statistics(cases, batches, classes, overlapping=overlapping)
         kept = self._checkpoint(
@@ -155,7 +212,7 @@ class DenseRowsHead(ABC):
         if not self.standardize:
             mean, scale = np.zeros_like(mean), np.ones_like(scale)
         outputs = classes if overlapping else 1 + classes
-        network = self._network(tuple(cases.channels), outputs)
+        network = self._network_of(kinds, outputs)
         with computing(place, training=True):
             _fill(network, self._first_weights(network), mean, scale, place)
         validate = None
@@ -166,14 +223,14 @@ class DenseRowsHead(ABC):
         progress = train(
             network,
             batches,
-            _loss_of(network, classes, place, overlapping=overlapping),
+            self._loss_of(network, classes, place, overlapping=overlapping),
             self._schedule(),
             place=place,
             validate=validate,
             checkpoint=kept,
         )
         weights = {name: one.detach().cpu().numpy() for name, one in network.named_parameters()}
-        self.channels_ = np.array(cases.channels, np.int64)
+        self._keep_kinds(kinds)
         self.classes_ = np.array(classes, np.int64)
         self.overlapping_ = np.array(overlapping)
         self.mean_, self.scale_, self.weights_ = mean, scale, weights
@@ -181,6 +238,9 @@ class DenseRowsHead(ABC):
         self.validation_curve_ = np.array(progress.validation_curve)
         self.best_epoch_ = np.array(progress.best_epoch)
         return self
+
+    def _keep_kinds(self, kinds: MapKinds) -> None:
+        self.channels_ = np.array(kinds.channels, np.int64)
 
     def predict(self, cases: Cases, item: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Label an item, block by block of its rows; the next one is read meanwhile.
@@ -200,45 +260,36 @@ class DenseRowsHead(ABC):
         """
         if not hasattr(self, "best_epoch_"):
             raise ValueError("the head is not fitted; call fit or from_arrays first")
-        channels = tuple(self.channels_.tolist())
-        if tuple(cases.channels) != channels:
+        kinds, given = self._learned_kinds(self._saved()), self._kinds(cases)
+        if given.channels != kinds.channels:
             raise ValueError(
-                f"the head was fitted on maps of {channels} channels, got "
-                f"{tuple(cases.channels)}; give it features of the encoder that it was fitted on"
+                f"the head was fitted on maps of {kinds.channels} channels, got "
+                f"{given.channels}; give it features of the encoder that it was fitted on"
+            )
+        if given.levels != kinds.levels:
+            raise ValueError(
+                f"the head was fitted on maps of the levels {kinds.levels}, got {given.levels}; "
+                "give it maps of the same layers in the same order"
             )
         if not 0 <= item < len(cases):
             raise ValueError(f"there are items 0 to {len(cases) - 1}, got {item}")
         return self._predict(cases, item)
 
-    def _predict(self, cases: Cases, item: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    def _ready(self, place: Place) -> "MapNetwork":
+        """Make the network that was fitted, at a place."""
         import torch
 
-        place, size = choose_place(), cases.size(item)
-        overlapping = bool(self.overlapping_)
-        outputs = int(self.classes_) + (not overlapping)
+        outputs = int(self.classes_) + (not self.overlapping_)
         with computing(place, training=False):
-            network = self._network(tuple(self.channels_.tolist()), outputs)
+            network = self._network_of(self._learned_kinds(self._saved()), outputs)
             # numpy's arrays may be read-only; nothing is written to these copies, either.
             weights = {k: torch.from_numpy(v.copy()) for k, v in self.weights_.items()}
             _fill(network, weights, self.mean_, self.scale_, place)
         network.eval()
+        return network
 
-        def read() -> Iterator[tuple[int, tuple[npt.NDArray[Any], ...]]]:
-            for start in range(0, cases.n_rows(item), PIECE_ROWS):
-                stop = min(start + PIECE_ROWS, cases.n_rows(item))
-                maps = read_maps(cases, Piece(item, start, stop, None))
-                n_together = _n_together(network, maps, size, outputs)
-                for first in range(0, len(maps[0]), n_together):
-                    yield start + first, tuple(one[first : first + n_together] for one in maps)
-
-        for start, maps in read_ahead(read(), depth=1):
-            # Not around the yield: the caller's modes are its own.
-            with computing(place, training=False):
-                tensors = tuple(torch.from_numpy(np.require(one, None, ["C", "W"])) for one in maps)
-                logits = _logits(network, tensors, size, place)
-                scores = logits.sigmoid() if overlapping else logits.softmax(1)
-                found: npt.NDArray[np.float32] = scores.transpose(0, 1).cpu().numpy()
-            yield start, found
+    def _saved(self) -> Arrays:
+        return {name: getattr(self, f"{name}_") for name in self.learned}
 
     def to_arrays(self) -> Arrays:
         """Return what was learned, by name, without the trailing ``_``.
@@ -250,8 +301,7 @@ class DenseRowsHead(ABC):
         """
         if not hasattr(self, "best_epoch_"):
             raise ValueError("the head is not fitted; there is nothing to save before fit")
-        arrays: Arrays = {name: getattr(self, f"{name}_") for name in self.learned}
-        return {**arrays, **{_WEIGHT + name: one for name, one in self.weights_.items()}}
+        return {**self._saved(), **{_WEIGHT + name: one for name, one in self.weights_.items()}}
 
     @classmethod
     def from_arrays(cls, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
@@ -276,19 +326,19 @@ class DenseRowsHead(ABC):
                     f"array {name} of a {cls.__name__} must be one number, got "
                     f"{arrays[name].shape}. Fit the head again."
                 )
-        channels = tuple(int(one) for one in arrays["channels"].reshape(-1))
+        kinds = head._learned_kinds(arrays)
         outputs = int(arrays["classes"]) + (not bool(arrays["overlapping"]))
-        if min(channels, default=0) < 1 or outputs < 1:
+        if min(kinds.channels, default=0) < 1 or outputs < 1:
             raise ValueError(
                 f"a {cls.__name__} has maps of at least one channel and at least one class, got "
-                f"{channels} and {outputs} outputs. Fit the head again."
+                f"{kinds.channels} and {outputs} outputs. Fit the head again."
             )
         shapes = {
             _WEIGHT + name: tuple(one.shape)
-            for name, one in head._network(channels, outputs).named_parameters()
+            for name, one in head._network_of(kinds, outputs).named_parameters()
         }
         head._check_names(arrays, (*cls.learned, *shapes))
-        shapes |= dict.fromkeys(("mean", "scale"), (sum(channels),))
+        shapes |= dict.fromkeys(("mean", "scale"), (sum(kinds.channels),))
         for name, shape in shapes.items():
             if arrays[name].shape != shape or arrays[name].dtype != np.float32:
                 raise ValueError(
@@ -335,29 +385,18 @@ class DenseRowsHead(ABC):
                 "validation items choose, got none; give fit validation=cases, or set patience=none"
             )
         check_cases(validation, "validation: ")
-        if tuple(validation.channels) != tuple(cases.channels):
+        given, kinds = self._kinds(validation), self._kinds(cases)
+        if given.channels != kinds.channels:
             raise ValueError(
-                f"validation items must be as those of training, maps of {tuple(cases.channels)} "
-                f"channels; got {tuple(validation.channels)}"
+                f"validation items must be as those of training, maps of {kinds.channels} "
+                f"channels; got {given.channels}"
+            )
+        if given.levels != kinds.levels:
+            raise ValueError(
+                f"validation items must be as those of training, maps of the levels "
+                f"{kinds.levels}; got {given.levels}"
             )
         return validation
-
-    def _batches(
-        self,
-        cases: Cases,
-        classes: int,
-        *,
-        overlapping: bool,
-        views: tuple[str | None, ...] | None = None,
-    ) -> RowBatches:
-        return RowBatches(
-            cases,
-            classes,
-            overlapping=overlapping,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            views=views,
-        )
 
     def _checkpoint(
         self,
@@ -372,18 +411,19 @@ class DenseRowsHead(ABC):
     ) -> Checkpoint | None:
         if path is None:
             return None
-        return Checkpoint(
-            Path(path),
-            {
-                "head": type(self).__name__,
-                "settings": self.get_params(),
-                "classes": [classes, bool(overlapping)],
-                "items": [_shapes(cases), list(cases.views)],
-                "validation items": None if held is None else _shapes(held),
-                "features and labels": [one.tobytes().hex() for one in found],
-                "device": [place.kind, place.precision],
-            },
-        )
+        parts: dict[str, Any] = {
+            "head": type(self).__name__,
+            "settings": self.get_params(),
+            "classes": [classes, bool(overlapping)],
+            "items": [_shapes(cases), list(cases.views)],
+            "validation items": None if held is None else _shapes(held),
+            "features and labels": [one.tobytes().hex() for one in found],
+            "device": [place.kind, place.precision],
+        }
+        levels = self._kinds(cases).levels
+        if any(levels):
+            parts["levels"] = levels
+        return Checkpoint(Path(path), parts)
 
     def _validation(
         self,
@@ -411,24 +451,88 @@ class DenseRowsHead(ABC):
 
         return validate
 
+    def _loss_of(
+        self, network: "MapNetwork", classes: int, place: Place, *, overlapping: bool
+    ) -> "Callable[[list[Group]], Tensor]":
+        """Return what computes the loss of a batch."""
+        import torch
 
-def _loss_of(
-    network: "MapNetwork", classes: int, place: Place, *, overlapping: bool
-) -> "Callable[[list[Group]], Tensor]":
-    import torch
-
-    def loss_of(batch: list[Group]) -> "Tensor":
-        def groups() -> "Iterator[tuple[Tensor, Tensor]]":
+        def loss_of(batch: list[Group]) -> "Tensor":
+            pairs = []
             for group in batch:
                 size = (group.labels.shape[-2], group.labels.shape[-1])
                 logits = network([place.bring(one) for one in group.maps], size)
-                yield logits, one_hot(place.bring(group.labels), classes)
+                pairs.append((logits, place.bring(group.labels)))
+            with torch.autocast(place.kind, enabled=False):
+                return self._loss(pairs, classes, overlapping=overlapping)
 
-        pairs = list(groups())
-        with torch.autocast(place.kind, enabled=False):
-            return dense_loss(pairs, overlapping=overlapping)
+        return loss_of
 
-    return loss_of
+
+class DenseRowsHead(MapsHead):
+    """A head that labels the pixels of each row by itself.
+
+    An epoch has each row once in each view. Up to 8 neighbours are read at once, in random order,
+    and batches are drawn from 64 rows or more that are in memory. A subclass says which network
+    it trains. Levels are not told apart.
+    """
+
+    @abstractmethod
+    def _network(self, channels: tuple[int, ...], outputs: int) -> "RowNetwork":
+        """Make the network on the meta device."""
+
+    def _network_of(self, kinds: MapKinds, outputs: int) -> "RowNetwork":
+        return self._network(kinds.channels, outputs)
+
+    def _batches(
+        self,
+        cases: Cases,
+        classes: int,
+        *,
+        overlapping: bool,
+        views: tuple[str | None, ...] | None = None,
+    ) -> RowBatches:
+        return RowBatches(
+            cases,
+            classes,
+            overlapping=overlapping,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            views=views,
+        )
+
+    def _predict(self, cases: Cases, item: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        place, size = choose_place(), cases.size(item)
+        overlapping = bool(self.overlapping_)
+        outputs = int(self.classes_) + (not overlapping)
+        network = cast("RowNetwork", self._ready(place))
+
+        def read() -> Iterator[tuple[int, tuple[npt.NDArray[Any], ...]]]:
+            for start in range(0, cases.n_rows(item), PIECE_ROWS):
+                stop = min(start + PIECE_ROWS, cases.n_rows(item))
+                maps = read_maps(cases, Piece(item, start, stop, None))
+                n_together = _n_together(network, maps, size, outputs)
+                for first in range(0, len(maps[0]), n_together):
+                    yield start + first, tuple(one[first : first + n_together] for one in maps)
+
+        for start, maps in read_ahead(read(), depth=1):
+            # Not around the yield: the caller's modes are its own.
+            with computing(place, training=False):
+                logits = _logits(network, as_tensors(maps), size, place)
+                found = probabilities(logits, overlapping=overlapping).transpose(0, 1).cpu().numpy()
+            yield start, found
+
+
+def as_tensors(maps: Sequence[npt.NDArray[Any]]) -> "tuple[Tensor, ...]":
+    """Give maps to torch; what is read-only or has gaps is copied."""
+    import torch
+
+    return tuple(torch.from_numpy(np.require(one, None, ["C", "W"])) for one in maps)
+
+
+def probabilities(logits: "Tensor", *, overlapping: bool) -> "Tensor":
+    """Turn logits (rows or blocks, channels, ...) into what is predicted."""
+    return logits.sigmoid() if overlapping else logits.softmax(1)
 
 
 def _logits(
@@ -449,16 +553,13 @@ def _fill(
     """Give a network of the meta device its values, on the place's device."""
     import torch
 
-    buffers = {
-        "stem.mean": torch.from_numpy(mean.copy()),
-        "stem.scale": torch.from_numpy(scale.copy()),
-    }
+    buffers = network.statistics_of(torch.from_numpy(mean.copy()), torch.from_numpy(scale.copy()))
     network.load_state_dict({**weights, **buffers}, assign=True)
     network.to(place.device)
 
 
 def _n_together(
-    network: "MapNetwork",
+    network: "RowNetwork",
     maps: tuple[npt.NDArray[Any], ...],
     size: tuple[int, int],
     outputs: int,
@@ -470,14 +571,15 @@ def _n_together(
 
 
 def _overlaps(logits: "Tensor", labels: "Tensor", *, overlapping: bool) -> npt.NDArray[np.int64]:
-    """Count (rows, 3, classes) pixels: of truth and prediction both, of truth, of prediction."""
+    """Count pixels of each row or block: (., 3, classes), of both, of truth, of prediction."""
     classes = logits.shape[1] - (not overlapping)
     truth = one_hot(labels, classes)
     if overlapping:
         predicted = logits > 0
     else:
         truth, predicted = truth[:, 1:], one_hot(logits.argmax(1), classes)[:, 1:]
-    counts = [one.sum((-2, -1)).cpu().numpy() for one in (truth & predicted, truth, predicted)]
+    pixels = tuple(range(2, truth.ndim))
+    counts = [one.sum(pixels).cpu().numpy() for one in (truth & predicted, truth, predicted)]
     return np.stack(counts, axis=1)
 
 

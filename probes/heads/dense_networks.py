@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Decoder2d", "Linear2d", "MapNetwork", "Stem", "first_weights", "resize"]
+__all__ = [
+    "Decoder2d",
+    "Linear2d",
+    "MapNetwork",
+    "RowNetwork",
+    "Stem",
+    "first_weights",
+    "resize",
+]
 
 _GROUPS = 32
 
@@ -96,14 +104,28 @@ class Stem(nn.Module):
 class MapNetwork(nn.Module):
     """What turns maps into logits of pixels."""
 
-    patch_values: int
-    """Most values between two layers, for each patch of the largest grid."""
-
     stem: Stem
 
     def on_grid(self, maps: Sequence[Tensor]) -> Tensor:
         """Give logits (rows, channels, height, width) at the size that they are computed in."""
         raise NotImplementedError
+
+    def statistics_of(self, mean: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """Say which buffers get what of the mean and scale of all maps, one behind another."""
+        return {"stem.mean": mean, "stem.scale": scale}
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Give logits (rows, channels, *size), float32."""
+        logits = self.on_grid(maps)
+        with torch.autocast(logits.device.type, enabled=False):
+            return resize(logits.float(), size)
+
+
+class RowNetwork(MapNetwork):
+    """One that looks at each row by itself."""
+
+    patch_values: int
+    """Most values between two layers, for each patch of the largest grid."""
 
     def row_bytes(self, grids: Sequence[tuple[int, ...]]) -> int:
         """Say about how much memory a row takes without gradients, up to its logits.
@@ -114,14 +136,8 @@ class MapNetwork(nn.Module):
         patches = max(grid[0] for grid in grids) * max(grid[1] for grid in grids)
         return 3 * 4 * patches * max(self.patch_values, sum(self.stem.channels))
 
-    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Give logits (rows, channels, *size), float32."""
-        logits = self.on_grid(maps)
-        with torch.autocast(logits.device.type, enabled=False):
-            return resize(logits.float(), size)
 
-
-class Linear2d(MapNetwork):
+class Linear2d(RowNetwork):
     """A 1x1 convolution."""
 
     def __init__(self, channels: Sequence[int], outputs: int) -> None:
@@ -134,7 +150,7 @@ class Linear2d(MapNetwork):
         return cast(Tensor, self.stem(maps))
 
 
-class Decoder2d(MapNetwork):
+class Decoder2d(RowNetwork):
     """A stem, blocks of [3x3 convolution, GroupNorm, GELU, twice the size], a 1x1 convolution."""
 
     def __init__(self, channels: Sequence[int], outputs: int, *, width: int, blocks: int) -> None:
@@ -179,7 +195,7 @@ def first_weights(network: nn.Module, seed: int) -> dict[str, Tensor]:
         inputs = 1.0
         for own, parameter in module.named_parameters(recurse=False):
             shape = tuple(parameter.shape)
-            if isinstance(module, nn.GroupNorm):
+            if isinstance(module, nn.GroupNorm | nn.InstanceNorm3d):
                 drawn = np.full(shape, 1 if own == "weight" else 0, np.float32)
             else:
                 if own == "weight":  # it comes before its bias

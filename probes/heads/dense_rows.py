@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PIECE_ROWS",
+    "Batch",
     "Group",
+    "MapBatches",
     "Piece",
+    "Pieces",
     "RowBatches",
+    "Sample",
     "Statistics",
+    "batch_of",
     "check_cases",
+    "draws_of",
     "read_ahead",
     "read_labels",
     "read_maps",
@@ -52,8 +58,8 @@ class Piece(NamedTuple):
         return f"item {self.item}, row {self.start + row}{turned}"
 
 
-class _Row(NamedTuple):
-    """One row: maps (grid_height, grid_width, channels), labels (Y, X) or (classes, Y, X)."""
+class Sample(NamedTuple):
+    """A row, or a block of rows: what `Group` has of each."""
 
     item: int
     maps: tuple[Array, ...]
@@ -62,17 +68,39 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one batch whose maps and labels have one size.
+    """Rows, or blocks of rows, of one batch whose maps and labels have one size.
 
     Attributes:
         items: (rows,) int64, of which item each is.
-        maps: Each (rows, grid_height, grid_width, channels), float16 or float32.
-        labels: (rows, Y, X) uint8 or int32, or of classes that overlap (rows, classes, Y, X) bool.
+        maps: Each (rows, grid_height, grid_width, channels), float16 or float32; of blocks
+            (blocks, rows, grid_height, grid_width, channels).
+        labels: (rows, Y, X) uint8 or int32, or of classes that overlap (rows, classes, Y, X) bool;
+            of blocks (blocks, rows, Y, X) or (blocks, classes, rows, Y, X).
     """
 
     items: npt.NDArray[np.int64]
     maps: "tuple[Tensor, ...]"
     labels: "Tensor"
+
+
+class MapBatches(Protocol):
+    """What a dense head is fitted on: `Batches` of `Group`s, and more."""
+
+    @property
+    def n_batches(self) -> int:
+        """How many batches an epoch has."""
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Give all batches of an epoch."""
+
+    def in_order(self) -> Iterator[Batch]:
+        """Give each row once, in the order of items and rows."""
+
+    def drawn_pieces(self) -> Iterator[Piece]:
+        """Give all pieces in an order of their own."""
+
+    def read_labels(self, piece: Piece) -> Array:
+        """Read (rows, Y, X) numbers, or (rows, channels, Y, X) bool, of a piece."""
 
 
 class Statistics(NamedTuple):
@@ -217,6 +245,40 @@ def read_ahead(values: Iterable[T], depth: int = 2) -> Iterator[T]:
                 future.cancel()
 
 
+class Pieces:
+    """All rows of all items, in views, as pieces of neighbours.
+
+    Args:
+        cases: The items.
+        views: In which they are read.
+    """
+
+    def __init__(self, cases: Cases, views: tuple[str | None, ...]) -> None:
+        self._cases, self._views = cases, views
+        # Of each piece: view, item, first row. Plain numbers: there may be millions.
+        self._pieces = np.array(
+            [
+                (view, item, start)
+                for view in range(len(views))
+                for item in range(len(cases))
+                for start in range(0, cases.n_rows(item), PIECE_ROWS)
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def some(self, order: Iterable[int]) -> Iterator[Piece]:
+        """Give pieces by their numbers."""
+        for view, item, start in (self._pieces[number].tolist() for number in order):
+            stop = min(start + PIECE_ROWS, self._cases.n_rows(item))
+            yield Piece(item, start, stop, self._views[view])
+
+    def drawn(self, seed: int) -> Iterator[Piece]:
+        """Give all pieces in an order of a seed."""
+        return self.some(draws_of(seed, 0).permutation(len(self)))
+
+
 class RowBatches:
     """The rows of all items and views as batches.
 
@@ -241,99 +303,90 @@ class RowBatches:
     ) -> None:
         self._cases, self._classes, self._overlapping = cases, classes, overlapping
         self._batch_size, self._seed = batch_size, seed
-        self._views = cases.views if views is None else views
-        # Of each piece: view, item, first row. Plain numbers: there may be millions.
-        self._pieces = np.array(
-            [
-                (view, item, start)
-                for view in range(len(self._views))
-                for item in range(len(cases))
-                for start in range(0, cases.n_rows(item), PIECE_ROWS)
-            ]
-        )
-        n_rows = sum(cases.n_rows(item) for item in range(len(cases))) * len(self._views)
+        views = cases.views if views is None else views
+        self._pieces = Pieces(cases, views)
+        n_rows = sum(cases.n_rows(item) for item in range(len(cases))) * len(views)
         self.n_batches = -(-n_rows // batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Give all batches of an epoch: neighbours are read together, pieces in random order."""
-        draws = _draws(self._seed, 1, number)
+        draws = draws_of(self._seed, 1, number)
         window = max(_WINDOW_ROWS, 4 * self._batch_size)
-        waiting: list[_Row] = []
-        for piece in self.pieces(draws.permutation(len(self._pieces))):
+        waiting: list[Sample] = []
+        for piece in self._pieces.some(draws.permutation(len(self._pieces))):
             waiting += self._read(piece)
             while len(waiting) >= window:
                 yield self._draw(waiting, draws)
         while waiting:
             yield self._draw(waiting, draws)
 
-    def _draw(self, waiting: list[_Row], draws: np.random.Generator) -> Batch:
+    def _draw(self, waiting: list[Sample], draws: np.random.Generator) -> Batch:
         """Take rows of a batch out of those that wait."""
         n_rows = min(self._batch_size, len(waiting))
         chosen = draws.choice(len(waiting), n_rows, replace=False).tolist()
         rows = [waiting[number] for number in chosen]
         for number in sorted(chosen, reverse=True):
             del waiting[number]
-        return self._batch(rows)
+        return batch_of(rows)
 
     def in_order(self) -> Iterator[Batch]:
         """Give all batches in the order of items and rows."""
-        waiting: list[_Row] = []
-        for piece in self.pieces(range(len(self._pieces))):
+        waiting: list[Sample] = []
+        for piece in self._pieces.some(range(len(self._pieces))):
             waiting += self._read(piece)
             while len(waiting) >= self._batch_size:
-                yield self._batch(waiting[: self._batch_size])
+                yield batch_of(waiting[: self._batch_size])
                 del waiting[: self._batch_size]
         if waiting:
-            yield self._batch(waiting)
-
-    def pieces(self, order: Iterable[int]) -> Iterator[Piece]:
-        """Give pieces by their numbers."""
-        for view, item, start in (self._pieces[number].tolist() for number in order):
-            stop = min(start + PIECE_ROWS, self._cases.n_rows(item))
-            yield Piece(item, start, stop, self._views[view])
+            yield batch_of(waiting)
 
     def drawn_pieces(self) -> Iterator[Piece]:
         """Give all pieces in an order of their own."""
-        return self.pieces(_draws(self._seed, 0).permutation(len(self._pieces)))
+        return self._pieces.drawn(self._seed)
 
-    def _read(self, piece: Piece) -> list[_Row]:
+    def read_labels(self, piece: Piece) -> Array:
+        """Read the labels of a piece; see the function `read_labels`."""
+        return read_labels(self._cases, piece, self._classes, overlapping=self._overlapping)
+
+    def _read(self, piece: Piece) -> list[Sample]:
         maps = read_maps(self._cases, piece)
-        labels = read_labels(self._cases, piece, self._classes, overlapping=self._overlapping)
+        labels = self.read_labels(piece)
         # Copies: a row that waits is not to keep its neighbours in memory.
         return [
-            _Row(piece.item, tuple(one[row].copy() for one in maps), labels[row].copy())
+            Sample(piece.item, tuple(one[row].copy() for one in maps), labels[row].copy())
             for row in range(len(labels))
         ]
 
-    @staticmethod
-    def _batch(rows: list[_Row]) -> Batch:
-        import torch
 
-        alike: dict[object, list[_Row]] = {}
-        for row in rows:
-            key = (row.labels.shape, *((one.shape, one.dtype) for one in row.maps))
-            alike.setdefault(key, []).append(row)
-        return [
-            Group(
-                np.array([row.item for row in some]),
-                tuple(
-                    torch.from_numpy(np.stack(one))
-                    for one in zip(*(row.maps for row in some), strict=True)
-                ),
-                torch.from_numpy(np.stack([row.labels for row in some])),
-            )
-            for some in alike.values()
-        ]
+def batch_of(samples: Iterable[Sample]) -> Batch:
+    """Put together what has one size."""
+    import torch
+
+    alike: dict[object, list[Sample]] = {}
+    for one in samples:
+        key = (one.labels.shape, *((maps.shape, maps.dtype) for maps in one.maps))
+        alike.setdefault(key, []).append(one)
+    return [
+        Group(
+            np.array([one.item for one in some]),
+            tuple(
+                torch.from_numpy(np.stack(maps))
+                for maps in zip(*(one.maps for one in some), strict=True)
+            ),
+            torch.from_numpy(np.stack([one.labels for one in some])),
+        )
+        for some in alike.values()
+    ]
 
 
-def statistics(cases: Cases, batches: RowBatches, classes: int, *, overlapping: bool) -> Statistics:
+def statistics(cases: Cases, batches: MapBatches, classes: int, *, overlapping: bool) -> Statistics:
     """Read pieces until about a million patches were seen: mean and scale of each channel.
 
     Sums are in float64, in an order that threads do not change.
 
     Args:
         cases: The items.
-        batches: Of these cases; says in which order pieces are read.
+        batches: Of these cases; says in which order pieces are read, and reads their labels.
         classes: Besides the background.
         overlapping: Whether classes may overlap.
 
@@ -343,7 +396,7 @@ def statistics(cases: Cases, batches: RowBatches, classes: int, *, overlapping: 
 
     def read() -> Iterator[tuple[tuple[Array, ...], Array]]:
         for piece in batches.drawn_pieces():
-            labels = read_labels(cases, piece, classes, overlapping=overlapping)
+            labels = batches.read_labels(piece)
             yield read_maps(cases, piece), labels
 
     counts = np.zeros(classes if overlapping else 1 + classes, np.int64)
@@ -388,7 +441,8 @@ class _Moments:
         return (self.origin + shift).astype(np.float32), scale
 
 
-def _draws(seed: int, *key: int) -> np.random.Generator:
+def draws_of(seed: int, *key: int) -> np.random.Generator:
+    """Make a generator of a seed, and of what is drawn."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 

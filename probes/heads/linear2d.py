@@ -7,7 +7,7 @@ from probes.heads.dense_head import DenseRowsHead
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from probes.heads.dense_networks import MapNetwork
+    from probes.heads.dense_networks import RowNetwork
 
 __all__ = ["Linear2dHead"]
 
@@ -76,12 +76,12 @@ class Linear2dHead(DenseRowsHead):
             "seed": self.seed,
         }
 
-    def _network(self, channels: tuple[int, ...], outputs: int) -> "MapNetwork":
+    def _network(self, channels: tuple[int, ...], outputs: int) -> "RowNetwork":
         from probes.heads.dense_networks import Linear2d
 
         return Linear2d(channels, outputs)
 
-    def _first_weights(self, network: "MapNetwork") -> "dict[str, Tensor]":
+    def _first_weights(self, network: "RowNetwork") -> "dict[str, Tensor]":
         import torch
 
         parameters = network.named_parameters()

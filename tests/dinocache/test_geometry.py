@@ -3,7 +3,7 @@
 import itertools
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -351,3 +351,16 @@ def test_a_sheared_grid_keeps_its_shear(tmp_path: Path) -> None:
     assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
     ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     np.testing.assert_allclose(nibabel.load(tmp_path / "x.nii").affine, ras, atol=1e-6)
+
+
+def test_rows_that_are_turned_are_not_resampled() -> None:
+    turned = np.array([[0.0, -1, 0, 6], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    given: dict[str, Any] = {"shape": (5, 7, 4), "source_shape": (7, 4, 5)}
+    assert not Geometry(to_source=turned, **given).is_resampled
+    assert not Geometry(shape=(5, 7, 4)).is_resampled
+    for changed in (
+        {"to_source": turned @ np.diag([1.0, 2, 1, 1])},
+        {"to_source": turned @ np.diag([1.0, 1.25, 1, 1])},
+        {"to_source": turned, "source_shape": (9, 4, 5)},  # rows were cut off
+    ):
+        assert Geometry(**{**given, **changed}).is_resampled

@@ -40,6 +40,7 @@ class MemoryCases:
     items: Sequence[Item]
     views: tuple[str | None, ...] = (None,)
     channels: tuple[int, ...] = ()
+    levels: tuple[int, ...] = ()
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     before_read: Callable[["MemoryCases"], None] = lambda cases: None
     reads: list[tuple[Any, ...]] = field(default_factory=list)
@@ -47,6 +48,7 @@ class MemoryCases:
     def __post_init__(self) -> None:
         if not self.channels and self.items:
             self.channels = tuple(one.shape[3] for one in self.items[0].maps)
+        self.levels = self.levels or (0,) * len(self.channels)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -1,6 +1,7 @@
 """What every head of maps must do, as tests: docs/heads.md, "Heads of maps".
 
-A test class of a head inherits `DenseContract` and says which head with which small settings.
+A test class of a head inherits `MapsContract`, or `DenseContract` if the head labels each row by
+itself, and says which head with which small settings.
 """
 
 import json
@@ -55,11 +56,12 @@ def readers() -> list[threading.Thread]:
     return [one for one in threading.enumerate() if one.name.startswith("read-ahead")]
 
 
-class DenseContract:
+class MapsContract:
     """Inherited by the tests of each head of maps."""
 
     name: str
     settings: dict[str, Any]
+    classes = CLASSES
 
     def head(self, **others: Setting) -> DenseHead:
         return make_dense_head(self.name, **{**self.settings, **others})
@@ -67,7 +69,7 @@ class DenseContract:
     def fitted(self, cases: MemoryCases, *, overlapping: bool = False) -> DenseHead:
         head = self.head()
         held = small_task(seed=7, overlapping=overlapping) if head.selects else None
-        return head.fit(cases, CLASSES, overlapping=overlapping, validation=held)
+        return head.fit(cases, self.classes, overlapping=overlapping, validation=held)
 
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
     @pytest.mark.parametrize("overlapping", [False, True])
@@ -106,7 +108,7 @@ class DenseContract:
         np.testing.assert_array_equal(*found)
         other = self.head(seed=5)
         held = small_task(seed=7) if other.selects else None
-        other.fit(cases, CLASSES, validation=held)
+        other.fit(cases, self.classes, validation=held)
         assert (all_rows(other, cases, 1) != found[0]).any()
 
     def test_threads_and_modes_are_the_callers(self) -> None:
@@ -128,9 +130,9 @@ class DenseContract:
         cases, head = small_task(), self.fitted(small_task())
         once = all_rows(head, cases, 1)
         held = small_task(seed=7) if head.selects else None
-        head.fit(small_task(seed=8), CLASSES, validation=held)
+        head.fit(small_task(seed=8), self.classes, validation=held)
         assert (all_rows(head, cases, 1) != once).any()
-        head.fit(cases, CLASSES, validation=held)
+        head.fit(cases, self.classes, validation=held)
         np.testing.assert_array_equal(all_rows(head, cases, 1), once)
 
     def test_the_order_of_items_does_not_matter_for_predict(self) -> None:
@@ -142,16 +144,6 @@ class DenseContract:
                 all_rows(head, cases, item), all_rows(head, turned, 2 - item)
             )
         assert not [one for one in turned.reads if one[0] == "labels"]
-
-    def test_each_row_is_labelled_by_itself(self) -> None:
-        cases = small_task()
-        head = self.fitted(cases)
-        (one, *_), labels = cases.items[1].maps, cases.items[1].labels
-        alone = MemoryCases([Item((one[n : n + 1],), labels[n : n + 1]) for n in range(11)])
-        together = all_rows(head, cases, 1)
-        for row in range(11):
-            found = all_rows(head, alone, row)[:, 0]
-            np.testing.assert_allclose(found, together[:, row], rtol=1e-4, atol=1e-6)
 
     @pytest.mark.parametrize("overlapping", [False, True])
     def test_a_head_comes_back_from_json_and_safetensors(self, *, overlapping: bool) -> None:
@@ -196,10 +188,10 @@ class DenseContract:
         cases, head = small_task(), self.head()
         if head.selects:
             with pytest.raises(ValueError, match="validation items choose, got none"):
-                head.fit(cases, CLASSES)
+                head.fit(cases, self.classes)
         else:
             held = small_task(seed=7)
-            head.fit(cases, CLASSES, validation=held)
+            head.fit(cases, self.classes, validation=held)
             assert held.reads == []
 
     def test_features_of_another_encoder(self) -> None:
@@ -239,3 +231,17 @@ class DenseContract:
         blocks.close()
         assert readers() == []
         assert len(cases.reads) <= 3
+
+
+class DenseContract(MapsContract):
+    """Inherited by the tests of each head that labels each row by itself."""
+
+    def test_each_row_is_labelled_by_itself(self) -> None:
+        cases = small_task()
+        head = self.fitted(cases)
+        (one, *_), labels = cases.items[1].maps, cases.items[1].labels
+        alone = MemoryCases([Item((one[n : n + 1],), labels[n : n + 1]) for n in range(11)])
+        together = all_rows(head, cases, 1)
+        for row in range(11):
+            found = all_rows(head, alone, row)[:, 0]
+            np.testing.assert_allclose(found, together[:, row], rtol=1e-4, atol=1e-6)
