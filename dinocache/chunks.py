@@ -3,14 +3,16 @@
 With the codecs `bytes` and `crc32c` a chunk is the raw little-endian array and four bytes
 (docs/store-format.md, "Arrays"), so a row range is copied out of mapped files: about ten times
 faster than decoding through zarr, and of a shard on a server the maps of one item are one request.
-Each chunk's checksum is verified once, when it is first touched. Compressed chunks are held against
-their checksum and the size that they must have, then decompressed.
+Each chunk's checksum is verified once, when it is first touched; of what comes from a server,
+whenever it comes or is taken from the cache. Compressed chunks are held against their checksum and
+the size that they must have, then decompressed.
 """
 
 import functools
 import json
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +25,7 @@ from dinocache.committed import Bytes, CommittedFiles, map_file, most_open_files
 from dinocache.errors import StoreDamagedError
 from dinocache.zarrs import check_memory, frame_bytes, no_memory
 
-__all__ = ["ChunkedArray", "open_array"]
+__all__ = ["ChunkedArray", "longest_chunk", "open_array"]
 
 _CRC_BYTES = 4
 _MAX_MAPPED = most_open_files() // 4
@@ -89,6 +91,17 @@ class ChunkedArray(ABC):
         return f"{self.name}/{'.'.join(['c', str(index), *['0'] * (len(self._chunk) - 1)])}"
 
 
+def longest_chunk(codec: str, n_bytes: int) -> int:
+    """Say how long a chunk can be in its file, with its checksum.
+
+    Args:
+        codec: `none`, `zstd`, `blosc`.
+        n_bytes: Of its numbers.
+    """
+    more = 0 if codec == "none" else (n_bytes >> 7) + 1024
+    return n_bytes + more + _CRC_BYTES
+
+
 class _Codec:
     """What became of a chunk's bytes before their checksum was taken."""
 
@@ -102,11 +115,6 @@ class _Codec:
         self.name = between[0]["name"] if between else "none"
         if self.name not in ("none", "zstd", "blosc"):
             raise ValueError(f"it is compressed by {self.name!r}")
-
-    def longest(self, n_bytes: int) -> int:
-        """Say how long a chunk of so many bytes can be, and its checksum."""
-        more = 0 if self.name == "none" else (n_bytes >> 7) + 1024
-        return n_bytes + more + _CRC_BYTES
 
     def decode(self, content: Bytes, out: npt.NDArray[np.uint8]) -> None:
         """Fill bytes from a chunk whose checksum was verified; raises `ValueError`."""
@@ -166,7 +174,7 @@ class ChunkFiles(ChunkedArray):
             raw = map_file(self.files.path(name))
         except FileNotFoundError as exc:
             raise _damaged(name, "it is missing") from exc
-        size, longest = len(raw), self._codec.longest(self._chunk_bytes)
+        size, longest = len(raw), longest_chunk(self._codec.name, self._chunk_bytes)
         if size != longest if self._codec.name == "none" else not _CRC_BYTES < size <= longest:
             raise _damaged(name, f"it has {size} bytes, not {longest}")
         if index not in self._verified:
@@ -181,6 +189,19 @@ class ChunkFiles(ChunkedArray):
         return decoded
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """What is known of a shard.
+
+    Attributes:
+        where: (rows, 2) uint64, offset and length of each chunk.
+        is_whole: (rows,) whether a chunk's checksum was seen to match, of a file that stays here.
+    """
+
+    where: npt.NDArray[np.uint64]
+    is_whole: npt.NDArray[np.bool_]
+
+
 class ShardedArray(ChunkedArray):
     """Shards of chunks of one row, each of which spans all axes but the first (ZEP 2)."""
 
@@ -190,7 +211,7 @@ class ShardedArray(ChunkedArray):
         super().__init__(files, name, document)
         self._codec = codec
         self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        self._index = functools.lru_cache(_MAX_MAPPED)(self._read_index)
+        self._shard = functools.lru_cache(_MAX_MAPPED)(self._open)
 
     def read_into(self, block: npt.NDArray[Any], start: int) -> None:
         """See `ChunkedArray`."""
@@ -202,33 +223,38 @@ class ShardedArray(ChunkedArray):
 
     def _read_shard(self, index: int, first: int, block: npt.NDArray[Any]) -> None:
         """Read neighbouring rows of one shard into a block, by one request if they lie together."""
-        where = self._index(index)[first : first + len(block)]
+        shard, rows = self._shard(index), slice(first, first + len(block))
+        where, is_whole = shard.where[rows], shard.is_whole[rows]
         if (where[:, 0] == _ABSENT).any():
             raise _damaged(self._file(index), "a committed row is not in it")
         stops = where.sum(1)
         apart = np.flatnonzero(where[1:, 0] != stops[:-1]) + 1
         for low, high in pairwise([0, *apart.tolist(), len(block)]):
-            self._read_chunks(index, where[low:high].astype(np.int64), block[low:high])
+            some = _Shard(where[low:high], is_whole[low:high])
+            self._read_chunks(index, some, block[low:high])
 
-    def _read_chunks(
-        self, index: int, where: npt.NDArray[np.int64], block: npt.NDArray[Any]
-    ) -> None:
-        """Read chunks that follow each other in a shard: (offset, length) of each."""
+    def _read_chunks(self, index: int, some: _Shard, block: npt.NDArray[Any]) -> None:
+        """Read chunks that follow each other in a shard."""
         if not len(block):
             return
-        name = self._file(index)
+        name, where = self._file(index), some.where.astype(np.int64)
         offset, stop = int(where[0, 0]), int(where[-1].sum())
         if not 0 <= offset < stop <= self.files.size(name):
             raise _damaged(name, "its index points beyond its end")
         starts = where[:, 0] - offset
         spans = list(zip(starts.tolist(), (starts + where[:, 1]).tolist(), strict=True))
+        unseen = [
+            span for span, seen in zip(spans, some.is_whole.tolist(), strict=True) if not seen
+        ]
 
         def is_whole(content: Bytes) -> bool:
-            return all(_is_whole(content[low:high]) for low, high in spans)
+            return all(_is_whole(content[low:high]) for low, high in unseen)
 
         content = self.files.part(name, offset, stop, is_whole)
         if len(content) != stop - offset or not is_whole(content):
             raise _damaged(name, "a checksum within it does not match")
+        if self.files.parts_stay:
+            some.is_whole[:] = True
         if self._codec.name == "none":
             raw = content.reshape(len(block), -1)[:, : self._row_bytes]
             block.reshape(len(block), -1).view(np.uint8)[...] = raw
@@ -236,8 +262,8 @@ class ShardedArray(ChunkedArray):
         for number, (low, high) in enumerate(spans):
             _decode(self._codec, name, content[low:high], block[number])
 
-    def _read_index(self, index: int) -> npt.NDArray[np.uint64]:
-        """Read offset and length of each chunk, (rows, 2), from the end of a shard."""
+    def _open(self, index: int) -> _Shard:
+        """Read where each chunk is from the end of a shard."""
         name, entries = self._file(index), self._chunk[0] * 16
         size = self.files.size(name)
         if size < entries + _CRC_BYTES:
@@ -251,10 +277,10 @@ class ShardedArray(ChunkedArray):
         present = present[np.argsort(present[:, 0])]
         if (present[1:, 0] < present[:-1].sum(1)).any():
             raise _damaged(name, "its chunks overlap")
-        return where
+        return _Shard(where, np.zeros(len(where), np.bool_))
 
     def _check_lengths(self, name: str, lengths: npt.NDArray[np.uint64]) -> None:
-        longest = self._codec.longest(self._row_bytes)
+        longest = longest_chunk(self._codec.name, self._row_bytes)
         least = longest if self._codec.name == "none" else _CRC_BYTES + 1
         if ((lengths < least) | (lengths > longest)).any():
             raise _damaged(name, f"a chunk of it has not {longest} bytes")

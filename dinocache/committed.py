@@ -38,7 +38,13 @@ _KEPT_SHARE = 0.9
 
 
 class CommittedFiles(ABC):
-    """Files that commit records vouch for."""
+    """Files that commit records vouch for.
+
+    Attributes:
+        parts_stay: Whether a part is the same whenever it is read, so that it is verified once.
+    """
+
+    parts_stay = False
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -86,6 +92,8 @@ class CommittedFiles(ABC):
 
 
 class _LocalFiles(CommittedFiles):
+    parts_stay = True
+
     def __init__(self, folder: Folder, root: Path) -> None:
         super().__init__(folder)
         self._root = root

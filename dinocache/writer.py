@@ -15,6 +15,7 @@ import pandas as pd
 import zarr
 
 from dinocache import documents
+from dinocache.array_files import file_content
 from dinocache.calibration import Calibration
 from dinocache.durable import reading, writing
 from dinocache.folders import Folder
@@ -41,12 +42,16 @@ from dinocache.layout import (
 )
 from dinocache.plan import Segment
 from dinocache.records import Fitted, Header, Record, Run, StoredObject
+from dinocache.remote import in_parallel
 from dinocache.store import FeatureStore
 from dinocache.zarrs import WrittenStore
 
 __all__ = ["StoreWriter", "create_store", "expected_documents"]
 
 Objects = dict[str, StoredObject]
+
+_FILES_AT_ONCE, _BYTES_AT_ONCE = 8, 64 << 20
+"""Files of an array that are written beside each other: each is a copy of its rows."""
 
 
 def create_store(folder: Folder, header: Header) -> None:
@@ -72,9 +77,7 @@ class StoreWriter:
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
         self.folder = store.folder
-        self._features = WrittenStore(store.folder, FEATURES)
         self._native = WrittenStore(store.folder, NATIVE)
-        self._arrays: dict[str, zarr.Array[Any]] = {}
         self._open_native: tuple[str, zarr.Array[Any]] | None = None
 
     def reload(self) -> None:
@@ -136,7 +139,6 @@ class StoreWriter:
         for name, content in expected_documents(self.store, wanted, complete=False).items():
             self.folder.keep(name, content)
         self.folder.flush(("", PLANS))
-        self._arrays.clear()
         self.reload()
 
     def write_rows(self, kind: str, row: int, block: npt.NDArray[Any]) -> Objects:
@@ -157,17 +159,26 @@ class StoreWriter:
         fits = block.dtype == layout.dtype and block.shape[1:] == layout.tail
         if row % layout.file_rows or not fits:
             raise AssertionError(f"{kind} rows at {row}, {block.dtype} {block.shape}: not {layout}")
-        if kind not in self._arrays:
-            with reading(f"{self.folder}/{FEATURES}/{kind}/zarr.json"):
-                self._arrays[kind] = zarr.open_array(self._features, path=kind, mode="r+")
-        array = self._arrays[kind]
-        # Whole files only: zarr would read a file that it is given a part of.
-        short = min(-len(block) % layout.file_rows, array.shape[0] - row - len(block))
-        if short:
-            block = np.concatenate([block, layout.nothing(short)])
+        firsts = range(0, len(block), layout.file_rows)
+        at_once = min(_FILES_AT_ONCE, _BYTES_AT_ONCE // (layout.file_rows * layout.row_bytes))
         with writing(f"{self.folder}/{FEATURES}/{kind}"):
-            array[row : row + len(block)] = block
-        return self._features.take()
+            written = in_parallel(
+                lambda first: self._write_file(
+                    layout, (row + first) // layout.file_rows, block[first:][: layout.file_rows]
+                ),
+                firsts,
+                most=max(1, at_once),
+            )
+        return {name: stored for objects in written for name, stored in objects.items()}
+
+    def _write_file(self, layout: ArrayLayout, index: int, rows: npt.NDArray[Any]) -> Objects:
+        """Write one file of an array, or see that there is none where nothing is in all rows."""
+        name, content = layout.key(index), file_content(layout, rows)
+        if content is None:
+            self.folder.remove(name)
+            return {}
+        self.folder.replace(name, content)
+        return {name: _stored(content)}
 
     def freeze(self, calibration: Calibration) -> None:
         """Keep what a kind is made small by, unless another process was first: then that holds.
@@ -387,5 +398,5 @@ def expected_documents(
     return files
 
 
-def _stored(content: bytes) -> StoredObject:
+def _stored(content: bytes | memoryview) -> StoredObject:
     return StoredObject(bytes=len(content), crc32c=documents.checksum(content))

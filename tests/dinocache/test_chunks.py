@@ -225,6 +225,55 @@ def test_an_index_that_lies(shards: Path, entry: tuple[int, int], message: str) 
         opened(shards).read(0, 3)
 
 
+class Elsewhere(LocalFolder):
+    """A folder that is as if it lay on a server."""
+
+    path = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("folder_kind", "again"), [(LocalFolder, 0), (Elsewhere, 2)])
+def test_checksums_of_maps(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, folder_kind: type[LocalFolder], again: int
+) -> None:
+    """Here each is verified once; of what was fetched, whenever it is taken from the cache."""
+    files = committed_files(folder_kind(shards.parent))
+    files.expect(files_of(shards).expected)
+    array = open_array(files, shards.name, (shards / "zarr.json").read_bytes())
+    array.read(0, 5)
+    checked: list[int] = []
+    plain = crc32c.crc32c
+
+    def counted(content: npt.NDArray[np.uint8]) -> int:
+        checked.append(len(content))
+        return plain(content)
+
+    monkeypatch.setattr(crc32c, "crc32c", counted)
+    for _ in range(2):
+        np.testing.assert_array_equal(array.read(0, 5), MAPS[:5])
+    assert len(checked) == 2 * 5 * again
+    checked.clear()
+    np.testing.assert_array_equal(array.read(3, 8), MAPS[3:8])
+    assert set(checked) == {60}
+    assert len(checked) >= 3
+    if not again:
+        assert len(checked) == 3
+
+
+def test_a_map_that_was_not_read_yet_is_not_vouched_for(shards: Path) -> None:
+    """Its neighbours in the shard were read and are right; it is damaged, however often asked."""
+    with (shards / "c.0.0.0.0").open("r+b") as file:
+        file.seek(5 * 64 + 7)
+        byte = file.read(1)[0]
+        file.seek(5 * 64 + 7)
+        file.write(bytes([byte ^ 16]))
+    array = opened(shards)
+    for _ in range(2):
+        np.testing.assert_array_equal(array.read(2, 5), MAPS[2:5])
+        np.testing.assert_array_equal(array.read(6, 8), MAPS[6:8])
+        with pytest.raises(StoreDamagedError, match="a checksum within it does not match"):
+            array.read(4, 7)
+
+
 # Compressed
 
 

@@ -87,7 +87,9 @@ def test_neurons_are_found(store: Path, tmp_path: Path) -> None:
         "rows",
     )
     with h5py.File(store.parents[3] / "A.h5") as file:
-        truth = file["volumes/labels/neuron_ids"][13:] - 9_999_999_999  # skimage counts up to the highest
+        truth = (
+            file["volumes/labels/neuron_ids"][13:] - 9_999_999_999
+        )  # skimage counts up to the highest
     for ending in ("", "@val"):
         made = read(tmp_path / f"run/labels/s0.f0/A.rows13-19{ending}.h5")
         split, merge = variation_of_information(truth, made, ignore_labels=[0])
@@ -161,7 +163,7 @@ def test_commands(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_what_cannot_be(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ProbeError, match="--head decoder3d|of one patient|no groups|groups"):
+    with pytest.raises(ProbeError, match="2 folds need at least 2 groups, got 1"):
         fit_maps(asked(store, rows={}, folds=2), tmp_path)
     with pytest.raises(RequestError, match="neurons have ids"):
         asked(store, labels={1: "a"})
