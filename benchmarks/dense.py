@@ -10,8 +10,13 @@ the median is printed.
 - reading: all maps once, warm, in blocks of 8 slices in random order as a trainer does, against
   copies of the same blocks out of one `np.memmap`.
 - bytes: of the same maps as int8 (`dinocache compact`), scales included.
+- int8: the Dice that heads fitted on float16 maps lose on the same maps as int8; real volumes
+  (MSD Task04, `images/` and `labels/` below `--data`), random weights.
+- epochs: an epoch of decoder3d from a store of such volumes, against the same from memory.
+- inference: the peak memory of decoder3d over 512 x 512 x 600 voxels, in a process of its own.
 
-    python benchmarks/dense.py [--only writing,reading,bytes] [--rounds 5]
+    python benchmarks/dense.py [--only writing,reading,bytes,int8,epochs,inference] [--rounds 5]
+                               [--data ../shared/data/volumes/msd-task04-hippocampus]
 """
 
 import argparse
@@ -32,6 +37,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
+import dense_heads
 from making import make_table, tiny_request
 
 from dinocache.compacting import compact_store
@@ -61,12 +67,14 @@ class Given:
         header: Of a store for the maps.
         maps: (rows, 32, 32, 1024) of all items, one behind the other.
         rounds: How often it measures.
+        data: Folder of real volumes.
     """
 
     scratch: Path
     header: Header
     maps: Maps
     rounds: int
+    data: Path
 
 
 def draw_maps() -> Maps:
@@ -268,6 +276,9 @@ PARTS: dict[str, Callable[[Given], None]] = {
     "writing": writing,
     "reading": reading,
     "bytes": bytes_kept,
+    "int8": lambda given: dense_heads.int8_loss(given.data, given.scratch),
+    "epochs": lambda given: dense_heads.epochs(given.data, given.scratch, given.rounds),
+    "inference": lambda given: dense_heads.inference(600),
 }
 
 
@@ -275,6 +286,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
     parser.add_argument("--rounds", type=int, default=5)
+    volumes = "../shared/data/volumes/msd-task04-hippocampus"
+    parser.add_argument("--data", type=Path, default=Path(volumes))
     asked = parser.parse_args()
     names = asked.only.split(",")
     if unknown := [name for name in names if name not in PARTS]:
@@ -285,7 +298,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
             header = make_header(scratch)
-            PARTS[name](Given(scratch=scratch, header=header, maps=maps, rounds=asked.rounds))
+            given = Given(
+                scratch=scratch, header=header, maps=maps, rounds=asked.rounds, data=asked.data
+            )
+            PARTS[name](given)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def _result(
         versions=library_versions(),
         views=tuple(views),
         present_only=request.present_only,
-        notes=_notes(split.cases),
+        notes=(*_notes(split.cases), *dict.fromkeys(run.notes)),
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from probes.feature_maps import ComponentMaps
 from probes.features import row_picture
 from probes.figures import component_picture
 from probes.heads import DenseHead, make_dense_head
+from probes.heads.dense_training import Reached, telling
 from probes.map_request import MapRequest
 from probes.maps import StoredCases
 from probes.metrics.cases import Case
@@ -27,6 +29,7 @@ Key = tuple[int, int]
 """Seed and number of the fold."""
 MOST_DRAWN = 8
 """Items that are drawn of each head."""
+_TOLD_EVERY_S = 10.0
 _ROWS_DRAWN = 5
 """Of an item's components."""
 _MOST_PATCHES = 20_000
@@ -58,6 +61,7 @@ class MapRun(ABC):
         heads: What was fitted.
         measured: Ending of metrics' names -> head -> one case a tested item, in the fold's order.
             "" is what the request says; others are judged beside it.
+        notes: What to know of the figures.
     """
 
     n_classes: int
@@ -69,6 +73,7 @@ class MapRun(ABC):
         self.request, self.cases, self.folder = request, cases, folder
         self.heads: dict[Key, DenseHead] = {}
         self.measured: dict[str, dict[Key, list[Case]]] = {}
+        self.notes: list[str] = []
         self._drawn: dict[Key, int] = {}
 
     def do(self, key: Key, fold: Fold) -> None:
@@ -77,17 +82,19 @@ class MapRun(ABC):
         The state of the fit is kept after each epoch, so that the same call goes on where it was
         interrupted.
         """
+        self.check(fold)
         head = make_dense_head(self.request.head, **{**self.request.settings, "seed": key[0]})
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = self.folder / f".fit.s{key[0]}.f{key[1]}.safetensors"
         _tell(f"seed {key[0]}, fold {key[1]}: {len(fold.train)} train")
-        head.fit(
-            self.cases.some(fold.train),
-            self.n_classes,
-            overlapping=self.overlapping,
-            validation=self.cases.some(fold.val) if head.selects else None,
-            checkpoint=checkpoint,
-        )
+        with telling(_Told(f"seed {key[0]}, fold {key[1]}")):
+            head.fit(
+                self.cases.some(fold.train),
+                self.n_classes,
+                overlapping=self.overlapping,
+                validation=self.cases.some(fold.val) if head.selects else None,
+                checkpoint=checkpoint,
+            )
         self.heads[key] = head
         self.choose(key, fold)
         for number, item in enumerate(fold.test.tolist()):
@@ -95,6 +102,9 @@ class MapRun(ABC):
             for ending, case in self.ask(key, item).items():
                 self.measured.setdefault(ending, {}).setdefault(key, []).append(case)
         checkpoint.unlink(missing_ok=True)
+
+    def check(self, fold: Fold) -> None:  # noqa: B027 - neurons are neurons
+        """Look at what a fold trains on; raises `ProbeError`."""
 
     def choose(self, key: Key, fold: Fold) -> None:  # noqa: B027 - most have nothing to choose
         """Choose what is left to choose once a head is fitted."""
@@ -151,6 +161,31 @@ class MapRun(ABC):
         return f"{self.cases.spans[item].item_id}, row {row}{said}"
 
 
+class _Told:
+    """Says from time to time how far a fit is, and how long it will take."""
+
+    def __init__(self, whose: str) -> None:
+        self._whose = whose
+        self._began = self._last = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, reached: Reached) -> None:
+        now = time.monotonic()
+        done = reached.epoch * reached.steps + reached.step
+        if self._first is None:  # it may go on where it was interrupted
+            self._first, self._began = done, now
+        if now - self._last < _TOLD_EVERY_S:
+            return
+        self._last = now
+        left = reached.epochs * reached.steps - done
+        text = f"{self._whose}: epoch {reached.epoch + 1} of {reached.epochs}"
+        if reached.loss is not None:
+            text += f", loss {reached.loss:.4f}"
+        if done > self._first:
+            seconds = (now - self._began) / (done - self._first) * left
+            text += f", at most {max(1, round(seconds / 60))} min left"
+        _tell(text)
+
+
 def _tell(text: str) -> None:
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr)
+    print(text, file=sys.stderr, flush=True)

@@ -77,6 +77,11 @@ def split_maps(request: MapRequest, cases: StoredCases) -> MapSplit:
         ]
     else:
         known = items[column].notna().to_numpy()
+        if not known.any():
+            raise ProbeError(
+                f"none of the {len(items)} items with maps and a mask has a value of {column!r}; "
+                "deal them anew with --folds"
+            )
         splits = splits_by_column(items[column].to_numpy(dtype=object)[known])
     where = np.flatnonzero(known)
     selects = make_dense_head(request.head, **request.settings).selects

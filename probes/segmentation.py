@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dinocache.errors import ProbeError
 from dinocache.geometry import Geometry, restore
 from probes.features import row_picture
 from probes.figures import overlay_picture
@@ -16,6 +17,7 @@ from probes.map_request import MapRequest
 from probes.map_run import Key, MapRun, folder_of_key, name_of
 from probes.maps import StoredCases
 from probes.metrics.cases import Case, measure_case
+from probes.protocol import Fold
 
 __all__ = [
     "ClassRun",
@@ -25,6 +27,8 @@ __all__ = [
     "write_predicted",
 ]
 
+_ROWS_TOGETHER = 32
+"""Of masks, that are looked at together."""
 Labels = npt.NDArray[Any]
 """(rows, Y, X) uint8 of exclusive classes, or (classes, rows, Y, X) bool."""
 
@@ -150,6 +154,28 @@ class ClassRun(MapRun):
     def __init__(self, request: MapRequest, cases: StoredCases, folder: Path) -> None:
         super().__init__(request, cases, folder)
         self.n_classes, self.overlapping = len(request.labels), cases.overlapping
+
+    def check(self, fold: Fold) -> None:
+        """Note classes that no training item has; refuse a fold that has none of them."""
+        missing = set(range(self.n_classes))
+        for item in fold.train.tolist():
+            for row in range(0, self.cases.n_rows(item), _ROWS_TOGETHER):
+                stop = min(row + _ROWS_TOGETHER, self.cases.n_rows(item))
+                labels = self.cases.labels(item, row, stop)
+                if self.overlapping:
+                    missing -= {number for number in missing if labels[number].any()}
+                else:
+                    missing -= {int(value) - 1 for value in np.unique(labels)}
+                if not missing:
+                    return
+        names = list(self.request.labels.values())
+        absent = ", ".join(names[number] for number in sorted(missing))
+        if len(missing) == self.n_classes:
+            raise ProbeError(
+                f"the masks of all {len(fold.train)} training items are empty: none has {absent}; "
+                "see that --labels names the values that the masks hold"
+            )
+        self.notes.append(f"no training item of a fold has {absent}; what is told of it is nothing")
 
     def ask(self, key: Key, item: int) -> dict[str, Case]:
         """See `MapRun`."""

@@ -258,7 +258,7 @@ def test_target(named: str, store: Where) -> TestOn:
 
 def _check_can(named: str, task: Task, head: str) -> None:
     if task.kind not in _CLASSIFIES:
-        raise RequestError(f"{named} is a {task.kind}; `probe fit` classifies so far")
+        raise RequestError(f"{named} is a {task.kind}, not a classification")
     if head not in HEADS:
         raise RequestError(f"{named} wants the head {head!r}; there are {', '.join(HEADS)} so far")
 

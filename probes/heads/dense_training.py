@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from probes.heads.dense_checkpoint import Checkpoint, Progress
 from probes.heads.dense_rows import read_ahead
@@ -12,10 +14,38 @@ from probes.heads.device import Place, computing, mixed_precision
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Batches", "Schedule", "train"]
+__all__ = ["Batches", "Reached", "Schedule", "telling", "train"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+class Reached(NamedTuple):
+    """How far a training has come."""
+
+    epoch: int
+    """That is under way, from 0."""
+    epochs: int
+    """Most of them."""
+    step: int
+    """Steps of the epoch that were taken."""
+    steps: int
+    """Of an epoch."""
+    loss: float | None
+    """Mean of the last whole epoch."""
+
+
+_told: ContextVar[Callable[[Reached], None] | None] = ContextVar("_told", default=None)
+
+
+@contextmanager
+def telling(told: Callable[[Reached], None]) -> Iterator[None]:
+    """Let dense heads tell after each step how far they are, in this thread and until the end."""
+    before = _told.set(told)
+    try:
+        yield
+    finally:
+        _told.reset(before)
 
 
 class Batches(Protocol[T_co]):
@@ -163,7 +193,8 @@ class _Training:
         """Take a step for each batch."""
         import torch
 
-        number = self.progress.epochs
+        number, told = self.progress.epochs, _told.get()
+        last = self.progress.loss_curve[-1] if self.progress.loss_curve else None
         total = torch.zeros((), dtype=torch.float64, device=self.place.device)
         self.network.train()
         coming = read_ahead(batches.epoch(number))
@@ -173,6 +204,9 @@ class _Training:
                 for group in self.optimiser.param_groups:
                     group["lr"] = self.schedule.lr_of(step, batches.n_batches)
                 total += self._step(loss_of, batch)
+                if told is not None:
+                    most = self.schedule.epochs
+                    told(Reached(number, most, count + 1, batches.n_batches, last))
         finally:
             coming.close()  # type: ignore[attr-defined]
         loss = total.item() / batches.n_batches

@@ -466,6 +466,91 @@ def test_words() -> None:
             parse_labels(text)
 
 
+def volumes(folder: Path, masks: Any, **changed: Any) -> Path:  # noqa: ANN401
+    """Volumes of 48 x 32 voxels with these masks, (X, Y, Z) or None; the last two are tested."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for number, mask in enumerate(masks):
+        depth = 4 if mask is None else mask.shape[2]
+        image = rng.integers(0, 200, changed.get("size", (48, 32, depth))).astype(np.uint8)
+        nibabel.Nifti1Image(image, np.diag([1, 1, 2, 1.0])).to_filename(folder / f"i{number}.nii")
+        row = {"item_id": f"v{number}", "path": f"i{number}.nii", "side": "train"}
+        if mask is not None:
+            affine = changed.get("affine", np.diag([1, 1, 2, 1.0]))
+            nibabel.Nifti1Image(mask, affine).to_filename(folder / f"m{number}.nii")
+            row["mask"] = f"m{number}.nii"
+        rows.append(row | ({"side": "test"} if number >= len(masks) - 2 else {}))
+    pd.DataFrame(rows).to_csv(folder / "v.csv", index=False)
+    kinds = ("dense", "mask")
+    return extract(
+        tiny_request(folder / "v.csv", folder / "f", features=kinds, resolution=(32, 48))
+    ).path
+
+
+def drawn(value: int, depth: int = 4) -> npt.NDArray[np.uint8]:
+    mask = np.zeros((48, 32, depth), np.uint8)
+    mask[:20, 4:20] = value
+    return mask
+
+
+def test_masks_that_say_nothing(tmp_path: Path) -> None:
+    request: dict[str, Any] = {"labels": {3: "grey", 7: "bright"}, "settings": SHORT}
+    empty = volumes(tmp_path, [drawn(0)] * 4 + [drawn(3)] * 2)
+    with pytest.raises(ProbeError, match=r"masks of all 4 training items are empty.*grey, bright"):
+        fit_maps(asked(empty, **request), tmp_path / "run")
+    (tmp_path / "half").mkdir()
+    half = volumes(tmp_path / "half", [drawn(0), drawn(3), drawn(3), drawn(3), drawn(7), drawn(0)])
+    fitted = fit_maps(asked(half, **request), tmp_path / "run")
+    assert any("no training item of a fold has bright" in note for note in fitted.result.notes)
+    # An empty truth: a Dice of 0 if anything is predicted, and no distance.
+    said = fitted.predictions.set_index("item_id")
+    assert said.loc["v5", "tp.grey"] + said.loc["v5", "fn.grey"] == 0
+    assert np.isnan(said.loc["v5", "hd95.grey"])
+    only = fit_maps(asked(half, present_only=True, **request), tmp_path / "present").result
+    assert only.per_class["bright"]["dice"].value == 0  # of the one that has it
+    assert only.per_class["grey"]["dice"].value is None  # nobody has it
+
+
+def test_volumes_of_one_slice(tmp_path: Path) -> None:
+    store = volumes(tmp_path, [drawn(3, 1)] * 4)
+    settings = {"epochs": 2, "width": 8, "stages": 2}
+    for head, more in (("decoder3d", settings), ("linear2d", SHORT)):
+        request = asked(store, labels={3: "grey"}, head=head, settings=more)
+        fit_maps(request, tmp_path / head)
+        made = nibabel.load(tmp_path / head / "labels/s0.f0/v3.nii.gz")
+        assert made.shape == (48, 32, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"size": (48, 31, 4)}, "31"),
+        ({"affine": np.diag([1, 1, 2.5, 1.0])}, "another grid"),
+    ],
+    ids=["size", "spacing"],
+)
+def test_masks_of_another_grid_are_left_out(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    store = volumes(tmp_path, [drawn(3)] * 4, **changed)
+    with pytest.raises(ProbeError, match=r"no item of .* has dense and mask"):
+        fit_maps(asked(store, labels={3: "grey"}), tmp_path / "run")
+    reasons = [failed.failure.reason for failed in FeatureStore(store).failures()]
+    assert len(reasons) == 4
+    assert all(message in reason for reason in reasons)
+
+
+def test_a_split_of_nobody(tmp_path: Path) -> None:
+    store = scans(tmp_path)
+    table = pd.read_csv(tmp_path / "scans.csv").assign(cv=["a", *[None] * 11])
+    table["mask"] = [None, *table["mask"][1:]]
+    table.to_csv(tmp_path / "some.csv", index=False)
+    asked_for: dict[str, Any] = {"features": ("dense", "mask"), "resolution": (64, 48)}
+    store = extract(tiny_request(tmp_path / "some.csv", tmp_path / "f", **asked_for)).path
+    with pytest.raises(ProbeError, match=r"none of the 11 items .* has a value of 'cv'.*--folds"):
+        fit_maps(asked(store, split="cv"), tmp_path / "run")
+
+
 def test_a_split_without_a_side(store: Path, tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="a split column holds train"):
         fit_maps(asked(store, split="group"), tmp_path)
