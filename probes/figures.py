@@ -290,7 +290,7 @@ def _png(figure: "Figure", panels: "Iterable[Axes]", title: str) -> bytes:
     for axes in panels:
         axes.set_axis_off()
     if title:
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=9, wrap=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

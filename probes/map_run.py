@@ -147,18 +147,19 @@ class MapRun(ABC):
             [row_picture(store, span.item_id, span.start + row) for row in shown],
             found.rgb(maps),
             found.foreground(maps),
-            title=f"{self.title(item, span.start + shown[0])} to {span.start + shown[-1]}, {kind}",
+            title=f"{self.title(item, span.start + shown[0], span.start + shown[-1])}, {kind}",
         )
 
     def is_drawn(self, key: Key) -> bool:
         """Whether a picture of a next item is wanted, and can be made."""
         return self._drawn.get(key, 0) < MOST_DRAWN and "image" in self.cases.store.kinds
 
-    def title(self, item: int, row: int) -> str:
-        """Name a row, for a picture; random weights are named."""
+    def title(self, item: int, row: int, last: int | None = None) -> str:
+        """Name a row, or several, for a picture; random weights are named."""
         weights = self.cases.store.header.recipe.encoder.weights
         said = f" ({weights.name})" if weights.is_random else ""
-        return f"{self.cases.spans[item].item_id}, row {row}{said}"
+        rows = f"row {row}" if last in (None, row) else f"rows {row} to {last}"
+        return f"{self.cases.spans[item].item_id}, {rows}{said}"
 
 
 class _Told:

@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +19,8 @@ from dinocache.splits import side_of, split_columns
 from dinocache.store import FeatureStore
 from probes.fit import fit
 from probes.heads import HEADS
-from probes.tasks import task_request
+from probes.map_fit import fit_maps
+from probes.tasks import map_request, task_request
 
 
 @pytest.fixture(scope="module", params=miniatures())
@@ -167,8 +169,46 @@ def test_its_features_are_extracted(name: str, outcome: Outcome) -> None:
             assert mask.shape[1] == rows[item_id]
 
 
+ALIKE = {f"msd-task{n:02d}" for n in (2, 3, 5, 6, 7, 8, 9, 10)} | {"cremi-b", "cremi-c"}
+"""Their tasks differ from others' by numbers alone: they are asked for, not fitted."""
+SMALL: dict[str, dict[str, Any]] = {
+    "decoder2d": {"width": 8},
+    "decoder3d": {"width": 8, "block_rows": 4, "steps": 1, "warmup": 0},
+    "affinity": {"width": 8, "block_rows": 4, "steps": 1},
+}
+
+
+def test_its_tasks_of_maps_are_fitted(
+    name: str, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("probes.map_run.MOST_DRAWN", 1)
+    tasks = load_manifest(shipped_manifests()[name]).tasks
+    of_maps = {k: t for k, t in tasks.items() if t.kind in ("segmentation", "instances")}
+    if not of_maps:
+        pytest.skip(f"{name} has no such tasks")
+    for key, task in of_maps.items():
+        settings = SMALL[task.head] | {"epochs": 1}
+        request = map_request(f"{name}/{key}", outcome.path, settings=settings, replicates=20)
+        assert request.metrics == task.metrics
+        if name in ALIKE:
+            continue
+        result = fit_maps(request, tmp_path / key).result
+        assert (result.task.name, result.task.kind) == (f"{name}/{key}", task.kind)
+        assert set(task.metrics) <= set(result.metrics)
+        assert result.features == task.features
+        assert result.store.random_weights
+        assert any(found.value is not None for found in result.metrics.values())
+        assert list((tmp_path / key / "labels").rglob("*.*"))
+        if task.kind == "segmentation":
+            assert result.task.labels == task.labels
+            assert result.split.column == split_column(task.split)
+        else:
+            assert result.split.protocol == "rows"
+            assert {f"{metric}@val" for metric in task.metrics} <= set(result.metrics)
+
+
 def test_its_tasks_are_fitted(name: str, outcome: Outcome) -> None:
-    """Those whose head is there; others are refused by name."""
+    """Those of scores whose head is there; others are refused by name."""
     for key, task in load_manifest(shipped_manifests()[name]).tasks.items():
         asked = {"features": None, "head": None, "settings": {}, "seeds": 1, "replicates": 20}
         if task.kind not in ("binary", "multiclass", "multilabel") or task.head not in HEADS:
