@@ -46,7 +46,16 @@ def map_folder(request: MapRequest) -> Path:
         parts.append(str(request.split))
     if request.folds is not None:
         parts.append(f"folds={request.folds}")
-    labels = safe_name("+".join(request.labels.values()))
+    if request.rows and request.task is None:
+        named = [
+            f"{side}{f'_{item}' if item else ''}_{start}_{stop}"
+            for side, of in request.rows.items()
+            for item, (start, stop) in of.items()
+        ]
+        parts.append("rows=" + "+".join(named))
+    if request.present_only and request.task is None:
+        parts.append("present-only")
+    labels = safe_name("+".join(request.labels.values()) or "neurons")
     return (
         Path(dataset or store.dataset)
         / (task or labels)

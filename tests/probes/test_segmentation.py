@@ -27,6 +27,7 @@ from probes.heads.linear2d import Linear2dHead
 from probes.map_fit import fit_maps
 from probes.map_request import MapRequest, parse_labels, parse_rows
 from probes.maps import StoredCases, stored_cases
+from probes.places import map_folder
 from probes.runs import Result, read_predictions
 
 FAST = {"epochs": 60, "lr": 0.02}
@@ -342,6 +343,11 @@ def test_ranges_of_rows(store: Path, tmp_path: Path) -> None:
     rows = {"train": {"": (0, 2)}, "test": {"v3": (2, 4), "v6": (2, 3)}}
     fitted = fit_maps(asked(store, split=None, rows=rows, settings=SHORT), tmp_path / "run")
     assert fitted.result.split.protocol == "rows"
+    request = asked(store, split=None, rows=rows, settings={"epochs": 6}, present_only=True)
+    assert map_folder(request).as_posix() == (
+        "scans/grey+bright/tiny-64x48-dense-linear2d-epochs=6-"
+        "rows=train_0_2+test_v3_2_4+test_v6_2_3-present-only"
+    )
     assert (fitted.result.split.n_train, fitted.result.split.n_test) == (12, 2)
     assert fitted.predictions[["item_id", "start", "stop"]].to_numpy().tolist() == [
         ["v3", 2, 4],
