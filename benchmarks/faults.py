@@ -40,9 +40,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pandas as pd
+import xxhash
 from PIL import Image
 
 from dinocache.layout import RUNS
@@ -177,7 +177,7 @@ def damages(store: Path) -> Iterator[str]:
         for name, said in json.loads(record.read_bytes())["body"]["objects"].items():
             path = store / name
             content = path.read_bytes() if path.is_file() else b""
-            if [len(content), f"{google_crc32c.value(content):08x}"] != list(said.values()):
+            if {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)} != said:
                 yield f"{record.name} vouches for {name}, which is not whole"
 
 

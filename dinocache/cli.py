@@ -345,6 +345,7 @@ def verify(
                 "bytes": found.n_bytes,
                 "damages": [vars(damage) for damage in found.damages],
                 "leftovers": found.leftovers,
+                "warnings": found.warnings,
             }
         )
         raise typer.Exit(found.exit_code)
@@ -353,6 +354,8 @@ def verify(
     for damage in found.damages:
         items = ", ".join(damage.items[:3]) + (", ..." if len(damage.items) > 3 else "")
         print(f"damaged: {damage.file}: {damage.what}" + (f" (items {items})" if items else ""))
+    for warning in found.warnings:
+        print(f"note: {warning}")
     if found.leftovers:
         print(
             f"{len(found.leftovers)} files of interrupted work, harmless; as {found.leftovers[0]}"

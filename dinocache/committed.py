@@ -1,7 +1,7 @@
 """Committed files of a store, as files of this machine: where they lie, or fetched into a cache.
 
 What is fetched stays in the cache folder of the user, up to `DINOCACHE_CACHE_GB` (20); what was
-not used for longest goes first. A file is named there by where it came from and by the checksum
+not used for longest goes first. A file is named there by where it came from and by the digest
 that its commit record has, so that another process, or a later one, finds it.
 """
 
@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dinocache import documents
 from dinocache.durable import PARTIAL_SUFFIX, writing
 from dinocache.errors import StoreDamagedError
 from dinocache.folders import Folder, check_inside, plain_path
@@ -63,7 +62,7 @@ class CommittedFiles(ABC):
 
         Raises:
             StoreDamagedError: If one is missing, or of another size; of what comes from a server
-                also if its checksum is another.
+                also if its digest is another.
             StoreError: If one cannot be had now.
         """
 
@@ -182,15 +181,15 @@ class _FetchedFiles(CommittedFiles):
         stored = self.expected[name]
         path = self._cache.path(name, stored)
         content = self._cache.read(path)
-        if content is None or not _is_stored(content, stored):
+        if content is None or not stored.is_of(content):
             try:
-                content = self.folder.read(name, lambda come: _is_stored(come, stored))
+                content = self.folder.read(name, stored.is_of)
             except FileNotFoundError:
                 content = None
             _check_size(name, None if content is None else len(content), stored)
-            if content is None or not _is_stored(content, stored):
+            if content is None or not stored.is_of(content):
                 raise StoreDamagedError(
-                    f"{name} is damaged: its checksum does not match, however often it is "
+                    f"{name} is damaged: it is not what was committed, however often it is "
                     f"fetched. Run `dinocache verify {self.folder}` to see what else is."
                 )
             self._cache.put(path, content)
@@ -208,7 +207,7 @@ class _Cache:
 
     def path(self, name: str, stored: StoredObject) -> Path:
         """Say where a file is, or would be."""
-        whose = f"{self._origin}\n{name}\n{stored.bytes}\n{stored.crc32c}"
+        whose = f"{self._origin}\n{name}\n{stored.bytes}\n{stored.digest}"
         digest = hashlib.sha256(whose.encode()).hexdigest()[:40]
         return self._folder / digest[:2] / digest
 
@@ -223,7 +222,7 @@ class _Cache:
     def put(self, path: Path, content: bytes) -> None:
         """Keep a file, and see that all of them are not too much.
 
-        A crash may leave it torn: it is held against a checksum before it is used again.
+        A crash may leave it torn: it is held against a digest before it is used again.
         """
         with self._lock:
             self._room -= len(content)
@@ -283,10 +282,6 @@ def _array(content: bytes) -> Bytes:
 def committed_files(folder: Folder) -> CommittedFiles:
     """Give the committed files of a store, from where it lies."""
     return _FetchedFiles(folder) if folder.path is None else _LocalFiles(folder, folder.path)
-
-
-def _is_stored(content: bytes, stored: StoredObject) -> bool:
-    return len(content) == stored.bytes and documents.checksum(content) == stored.crc32c
 
 
 def _check_size(name: str, size: int | None, stored: StoredObject) -> None:

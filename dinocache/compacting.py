@@ -18,6 +18,7 @@ from dinocache.copying import copy_file, stored_kinds
 from dinocache.errors import RecipeMismatchError, RequestError
 from dinocache.folders import Folder
 from dinocache.layout import (
+    FORMAT,
     HEADER,
     ITEM_PREFIX,
     PART,
@@ -26,7 +27,6 @@ from dinocache.layout import (
     form_of,
     is_row_kind,
     is_vector_kind,
-    needed_format,
     plain_view,
 )
 from dinocache.plan import Segment, Unit
@@ -156,7 +156,7 @@ def _begin(
     if not target.exists(HEADER):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         update = {
-            "format": needed_format(recipe, grid),
+            "format": FORMAT,
             "variant": variant,
             "recipe": recipe,
             "digest": recipe.digest,
@@ -275,9 +275,13 @@ class _Compacting:
             close_segment(self.writer, segment, of_row, record.made_by)
             return
         if unit is None or not is_row_kind(work.kind):
-            for file in record.objects.items():
-                copy_file(self.source.folder, self.writer.folder, file)
-            self.writer.commit(record.model_copy(update={"recipe": digest}))
+            copied = {
+                name: self.writer.stored(
+                    copy_file(self.source.folder, self.writer.folder, (name, stored))
+                )
+                for name, stored in record.objects.items()
+            }
+            self.writer.commit(record.model_copy(update={"recipe": digest, "objects": copied}))
             return
         objects, fitted = self._rewrite(segment, unit, work.kind, record)
         update: dict[str, Any] = {"recipe": digest, "objects": objects, "fitted": fitted}

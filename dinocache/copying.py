@@ -13,6 +13,7 @@ from dinocache.errors import RecipeMismatchError, RequestError, StoreDamagedErro
 from dinocache.folders import Folder
 from dinocache.items import is_table_name
 from dinocache.layout import (
+    BINDING_FORMAT,
     COORD,
     HEADER,
     ITEM_PREFIX,
@@ -93,7 +94,7 @@ def copy_store(
 
     Data comes first, then the records, then items and plan, and in a new copy the header last: at
     no moment anybody sees a store that lacks what it says it has. Files are held against the
-    checksums of the records as they are copied.
+    digests of the records as they are copied.
 
     Args:
         source: Where from; what is committed there is copied.
@@ -108,7 +109,7 @@ def copy_store(
 
     Raises:
         RequestError: If the source has no such kind or unit.
-        RecipeMismatchError: If another store is there.
+        RecipeMismatchError: If another store is there, or units of this one were done otherwise.
         StoreDamagedError: If a file of the source is not as it was committed.
         StoreError: If one cannot be read or written now; what is copied stays, and the same call
             goes on.
@@ -222,13 +223,28 @@ def _there(
 ) -> set[str]:
     """Name the records that stand in a copy; of one without header, those that are ours."""
     names = {f"{UNITS}/{name}" for name in target.list(UNITS).files}
-    if not is_new or not names:
+    if not names or not (is_new or source.header.format >= BINDING_FORMAT):
         return names
     records = [source.record(work.unit, work.kind) for work in works]
     named = [(record_name(r.unit, r.kind), r) for r in records if r]
     held = [(name, record) for name, record in named if name in names]
+    if not is_new:
+        _check_alike(source, FeatureStore(target), [record for _, record in held])
+        return names
     same = in_parallel(lambda one: target.read(one[0]) == mine.record(one[1]), held)
     return {name for (name, _), is_ours in zip(held, same, strict=True) if is_ours}
+
+
+def _check_alike(source: FeatureStore, target: FeatureStore, held: Sequence[Record]) -> None:
+    """See that units that are there hold what they hold here, or none goes with the others."""
+    theirs = in_parallel(lambda record: target.record(record.unit, record.kind), held)
+    for ours, record in zip(held, theirs, strict=True):
+        if record is not None and record.objects != ours.objects:
+            raise RecipeMismatchError(
+                f"{target.folder}: {record_name(ours.unit, ours.kind)} differs from that of "
+                f"{source.folder}, as both were extracted apart from each other. Give one of "
+                "them another root."
+            )
 
 
 def _copy_calibrations(
@@ -284,7 +300,7 @@ def _copy_units(
     return files, done
 
 
-def copy_file(source: Folder, target: Folder, file: tuple[str, StoredObject]) -> None:
+def copy_file(source: Folder, target: Folder, file: tuple[str, StoredObject]) -> bytes:
     """Copy a committed file.
 
     Args:
@@ -292,24 +308,24 @@ def copy_file(source: Folder, target: Folder, file: tuple[str, StoredObject]) ->
         target: The copy's.
         file: Its name, and what was committed.
 
+    Returns:
+        What is in it.
+
     Raises:
         StoreDamagedError: If it is missing, or not as it was committed.
     """
     name, stored = file
-
-    def is_whole(content: bytes) -> bool:
-        return len(content) == stored.bytes and documents.checksum(content) == stored.crc32c
-
     try:
-        content = source.read(name, is_whole)
+        content = source.read(name, stored.is_of)
     except FileNotFoundError:
         content = b""
-    if not is_whole(content):
+    if not stored.is_of(content):
         raise StoreDamagedError(
             f"{source}: {name} is missing or damaged; `dinocache verify {source}` says what else "
             "is, `dinocache repair` mends it"
         )
     target.replace(name, content)
+    return content
 
 
 def _write_documents(

@@ -21,7 +21,7 @@ from dinocache.errors import (
     one_line,
 )
 from dinocache.folders import Folder
-from dinocache.layout import COORD, HEADER, ITEM_PREFIX, NATIVE_KINDS, PART, check_kinds
+from dinocache.layout import COORD, FORMAT, HEADER, ITEM_PREFIX, NATIVE_KINDS, PART, check_kinds
 from dinocache.plan import Segment, Unit, make_segment
 from dinocache.records import Failure, Header, Part, Record, StoredObject
 from dinocache.store import FeatureStore
@@ -155,7 +155,7 @@ def _begin(source: FeatureStore, target: Folder, stored: set[str]) -> StoreWrite
         if any(k.removeprefix(ITEM_PREFIX) not in stored for k in stored):  # items' means alone
             part = Part(of=said, digest=header.digest, kinds=tuple(sorted(stored)), units=None)
             target.create(PART, documents.encode(part.model_dump(mode="json")))
-        create_store(target, header.model_copy(update={"provenance": provenance}))
+        create_store(target, header.model_copy(update={"format": FORMAT, "provenance": provenance}))
     there: Header = (store := FeatureStore(target)).header
     if there.digest != header.digest or there.provenance.get(DERIVED) != said:
         raise RecipeMismatchError(f"at {target} is another store; choose another root")

@@ -32,13 +32,13 @@ from dinocache.errors import (
 from dinocache.items import channel_columns, check_name, mask_columns, same_labels
 from dinocache.layout import (
     COORD,
+    FORMAT,
     HEADER,
     base_of,
     check_kinds,
     is_row_kind,
     is_vector_kind,
     layer_number,
-    needed_format,
     pass_of,
 )
 from dinocache.libraries import find_encoder
@@ -493,7 +493,7 @@ class Job:
 
         recipe, grid = self._recipe_with(encoder), self.new_grid()
         return Header(
-            format=needed_format(recipe, grid),
+            format=FORMAT,
             dataset=self.dataset.name,
             variant=self.request.variant,
             recipe=recipe,

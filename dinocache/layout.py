@@ -17,13 +17,15 @@ from crc32c import crc32c
 
 from dinocache.errors import RequestError
 from dinocache.plan import Grid
-from dinocache.recipe import FormRecipe, Recipe, StorageRecipe
+from dinocache.recipe import FormRecipe, Recipe
 from dinocache.views import VIEWS
 
 __all__ = [
+    "BINDING_FORMAT",
     "CALIBRATION",
     "COORD",
     "FEATURES",
+    "FORMAT",
     "FORMATS",
     "HEADER",
     "ITEM_PREFIX",
@@ -55,7 +57,6 @@ __all__ = [
     "layer_kind",
     "layer_number",
     "native_document",
-    "needed_format",
     "parse_kind",
     "pass_of",
     "plain_view",
@@ -63,8 +64,12 @@ __all__ = [
     "thumb_name",
 ]
 
-FORMATS = 3, 4
-"""Versions that are read; 3 has no features that are kept smaller than float16."""
+FORMATS = 3, 4, 5
+"""Versions that are read and added to; 3 has no features that are kept smaller than float16."""
+FORMAT = FORMATS[-1]
+"""Version of stores that are made now."""
+BINDING_FORMAT = 5
+"""Since this version the digests in records tell files of one size apart."""
 HEADER = "store.json"
 PLANS = "plans"
 UNITS = "units"
@@ -258,12 +263,6 @@ def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
         return False, parsed.channel or "", base, (None, *VIEWS).index(parsed.view), depth
 
     return tuple(sorted(given, key=rank))
-
-
-def needed_format(recipe: Recipe, grid: Grid) -> int:
-    """Say which version of the format a store needs that is made so: the oldest that has it all."""
-    plain = recipe.storage == StorageRecipe() and grid.codec == "none"
-    return FORMATS[0] if plain else FORMATS[-1]
 
 
 def form_of(kind: str, recipe: Recipe) -> FormRecipe | None:

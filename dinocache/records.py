@@ -7,11 +7,12 @@ import re
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from xxhash import xxh3_64_hexdigest
 
-from dinocache.documents import Body
+from dinocache.documents import Body, checksum
 from dinocache.errors import RequestError, StoreDamagedError
 from dinocache.items import check_name
-from dinocache.layout import FEATURES, FORMATS, NATIVE, THUMBS
+from dinocache.layout import BINDING_FORMAT, FEATURES, FORMAT, FORMATS, NATIVE, THUMBS
 from dinocache.plan import Grid
 from dinocache.recipe import Recipe
 
@@ -32,6 +33,8 @@ _INSIDE = re.compile(
     re.ASCII,
 )
 """A file of numbers or a small picture; nothing else is ever committed."""
+
+Content = bytes | memoryview
 
 
 class _Part(BaseModel):
@@ -74,7 +77,7 @@ class Execution(_Part):
 class Header(_Document):
     """The body of `store.json`."""
 
-    format: int = FORMATS[0]
+    format: int = FORMAT
     dataset: str
     variant: str
     recipe: Recipe
@@ -91,7 +94,7 @@ class Header(_Document):
             way_out = "Extract it again." if older else "Upgrade dinocache to read it."
             raise StoreDamagedError(
                 f"{name} says format {found!r}; this version of dinocache reads "
-                f"{' and '.join(map(str, FORMATS))}. {way_out}"
+                f"{FORMATS[0]} to {FORMATS[-1]}. {way_out}"
             )
         Recipe.from_body(body.get("recipe"), name)
         header = super().from_body(body, name)
@@ -112,10 +115,46 @@ class Failure(_Part):
 
 
 class StoredObject(_Part):
-    """One committed file."""
+    """One committed file: its size, and one digest of all of its bytes.
+
+    `xxh3` is XXH3 of 64 bits, seed 0, as 16 hex digits. Stores before format 5 have `crc32c`, which
+    does not tell files of one size apart that end with their own CRC-32C, as chunks do: of data and
+    its CRC the CRC is always the same.
+    """
 
     bytes: int = Field(ge=0)
-    crc32c: str
+    crc32c: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    xxh3: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @classmethod
+    def of(cls, content: Content, format: int) -> Self:
+        """Describe a file for a record.
+
+        Args:
+            content: All of it.
+            format: Version of the store's format.
+        """
+        if format < BINDING_FORMAT:
+            return cls(bytes=len(content), crc32c=checksum(content))
+        return cls(bytes=len(content), xxh3=xxh3_64_hexdigest(content))
+
+    def is_of(self, content: Content) -> bool:
+        """Tell whether a file is the one that was committed."""
+        if len(content) != self.bytes:
+            return False
+        if self.xxh3 is None:
+            return checksum(content) == self.crc32c
+        return xxh3_64_hexdigest(content) == self.xxh3
+
+    def fits(self, format: int) -> bool:
+        """Tell whether it has the digest of a version of the format, and no other."""
+        old = format < BINDING_FORMAT
+        return (self.crc32c is not None, self.xxh3 is not None) == (old, not old)
+
+    @property
+    def digest(self) -> str:
+        """The digest, of whichever sort."""
+        return self.xxh3 or self.crc32c or ""
 
 
 class Fitted(_Part):

@@ -205,7 +205,8 @@ def compact(
 
     What is left out does not come back, so it is made of one with plain features. What that cost
     is measured on a sample and said: see `dinocache info`. Run it again to go on where it was
-    interrupted, or when items were appended.
+    interrupted, or when items were appended. A store of an older format is written in the present
+    one, with no form named in the form that it has; give it another root.
 
     Examples:
         dinocache compact features/nih14/dinov3-s/512 --quantize int8:dense
@@ -213,6 +214,7 @@ def compact(
     """
     from dinocache.compacting import compact_store, form_name
     from dinocache.items import check_name
+    from dinocache.layout import FORMAT
     from dinocache.listing import storage_facts, storage_rows
     from dinocache.places import folder_of
     from dinocache.recipe import model_folder, resolution_name
@@ -223,7 +225,8 @@ def compact(
     header = source.header
     storage = parse_storage(header.recipe.storage, dtype=dtype, quantize=quantize, pca=pca)
     chosen: Any = choice("--codec", codec, CODECS) or header.grid.codec
-    if (storage, chosen) == (header.recipe.storage, header.grid.codec) and features is None:
+    is_same = (storage, chosen) == (header.recipe.storage, header.grid.codec)
+    if is_same and features is None and header.format == FORMAT:
         raise RequestError("say in which form: --quantize int8, --pca N, --dtype, or --codec")
     old_form = form_name(header.recipe.storage, header.grid.codec)
     kept = "" if header.variant == old_form else header.variant

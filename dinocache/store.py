@@ -270,6 +270,11 @@ class FeatureStore:
             record = Record.from_body(body, name)
             if (record.unit, record.kind, record.recipe) != (unit, kind, self.header.digest):
                 raise StoreDamagedError(f"{name} belongs to another unit or store")
+            for path, stored in record.objects.items():
+                if not stored.fits(self.header.format):
+                    raise StoreDamagedError(
+                        f"{name}: {path} has not the digest of format {self.header.format}"
+                    )
             self._records[key] = record
         return self._records[key]
 
@@ -839,7 +844,7 @@ class FeatureStore:
         self._fetch(COORD, [unit], within=name)
         check_size(name, record.objects[name].bytes, _MOST_PICTURE)
         content = self._files.path(name).read_bytes()
-        if documents.checksum(content) != record.objects[name].crc32c:
+        if not record.objects[name].is_of(content):
             raise StoreDamagedError(
                 f"{name} is damaged; run `dinocache verify` to see what else is, and copy it again "
                 "from where the store came from"
@@ -901,8 +906,8 @@ class FeatureStore:
             if described:
                 check_size(name, stored.bytes, MOST_DESCRIPTION)
             content = self._files.path(name).read_bytes() if described else b""
-            if described and documents.checksum(content) != stored.crc32c:
-                raise StoreDamagedError(f"{name} is damaged: its checksum does not match")
+            if described and not stored.is_of(content):
+                raise StoreDamagedError(f"{name} is damaged: it is not what was committed")
         self._checked.update((unit, kind + within) for unit in fresh)
 
     def _look(

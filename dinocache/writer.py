@@ -77,7 +77,7 @@ class StoreWriter:
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
         self.folder = store.folder
-        self._native = WrittenStore(store.folder, NATIVE)
+        self._native = WrittenStore(store.folder, NATIVE, store.header.format)
         self._open_native: tuple[str, zarr.Array[Any]] | None = None
 
     def reload(self) -> None:
@@ -178,7 +178,7 @@ class StoreWriter:
             self.folder.remove(name)
             return {}
         self.folder.replace(name, content)
-        return {name: _stored(content)}
+        return {name: self.stored(content)}
 
     def freeze(self, calibration: Calibration) -> None:
         """Keep what a kind is made small by, unless another process was first: then that holds.
@@ -288,7 +288,15 @@ class StoreWriter:
         """
         name = thumb_name(position)
         self.folder.replace(name, content)
-        return {name: _stored(content)}
+        return {name: self.stored(content)}
+
+    def stored(self, content: bytes | memoryview) -> StoredObject:
+        """Describe a file as records of this store do.
+
+        Args:
+            content: All of it.
+        """
+        return StoredObject.of(content, self.store.header.format)
 
     def commit(self, record: Record) -> None:
         """Write the record that makes a unit and kind count. Its data is on the disk already.
@@ -396,7 +404,3 @@ def expected_documents(
             of_items = array_layout(f"{ITEM_PREFIX}{kind}", header.recipe, header.grid)
             files[f"{FEATURES}/{of_items.kind}/zarr.json"] = array_document(of_items, items)
     return files
-
-
-def _stored(content: bytes | memoryview) -> StoredObject:
-    return StoredObject(bytes=len(content), crc32c=documents.checksum(content))

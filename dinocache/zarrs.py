@@ -19,7 +19,6 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from dinocache import documents
 from dinocache.committed import CommittedFiles
 from dinocache.errors import StoreDamagedError, StoreError, one_line
 from dinocache.folders import MOST_WHOLE, Folder, check_size
@@ -140,19 +139,20 @@ class _FilesStore(_Store):
 
 
 class WrittenStore(_Store):
-    """A folder that zarr writes whole files to; notes the size and checksum of each."""
+    """A folder that zarr writes whole files to; notes the size and digest of each."""
 
     supports_writes = True
 
-    def __init__(self, folder: Folder, prefix: str) -> None:
+    def __init__(self, folder: Folder, prefix: str, format: int) -> None:
         """See the class.
 
         Args:
             folder: The store's.
             prefix: Of names within it.
+            format: Version of the store's format.
         """
         super().__init__()
-        self.folder, self.prefix = folder, prefix
+        self.folder, self.prefix, self.format = folder, prefix, format
         self.written: dict[str, StoredObject] = {}
 
     def __eq__(self, other: object) -> bool:
@@ -176,7 +176,7 @@ class WrittenStore(_Store):
         """Write a file."""
         name = f"{self.prefix}/{key}"
         self.folder.replace(name, content)
-        self.written[name] = StoredObject(bytes=len(content), crc32c=documents.checksum(content))
+        self.written[name] = StoredObject.of(content, self.format)
 
     def take(self) -> dict[str, StoredObject]:
         """Give what was written since the last call."""

@@ -26,13 +26,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from numcodecs import Zstd
 
 from dinocache import documents
 from dinocache.errors import StoreDamagedError
 from dinocache.items import parquet_name, to_parquet
-from dinocache.layout import SEALED, array_document, array_layout, native_document
-from dinocache.records import Header
+from dinocache.layout import FORMAT, SEALED, array_document, array_layout, native_document
+from dinocache.records import Header, StoredObject
 from dinocache.store import FeatureStore
 from dinocache.verify import verify
 
@@ -99,7 +100,7 @@ class Crafted:
         self.put(name, content)
         record = f"units/{unit}.{kind}.json"
         body = self.body(record)
-        stored = {"bytes": len(content), "crc32c": documents.checksum(content)}
+        stored = StoredObject.of(content, FORMAT).model_dump()
         body["objects"] = {**body["objects"], name: stored}
         self.put(record, documents.encode(body))
 
@@ -194,13 +195,13 @@ class Crafted:
 
     def long_description(self) -> None:
         """Let the `zarr.json` of an image have 300 MB of zeros, its checksum right."""
-        name, zeros, crc = f"{IMAGE}/zarr.json", bytes(1 << 20), 0
+        name, zeros, digest = f"{IMAGE}/zarr.json", bytes(1 << 20), xxhash.xxh3_64()
         for _ in range(300):
-            crc = google_crc32c.extend(crc, zeros)
+            digest.update(zeros)
         self.sparse(name, 300 << 20)
         record = f"units/{UNIT}.image.json"
         body = self.body(record)
-        body["objects"][name] = {"bytes": 300 << 20, "crc32c": f"{crc:08x}"}
+        body["objects"][name] = {"bytes": 300 << 20, "xxh3": digest.hexdigest()}
         self.put(record, documents.encode(body))
 
     def older_zarr(self) -> None:
@@ -473,7 +474,7 @@ HOSTILE = [
         lambda s: s.change(
             f"units/{UNIT}.cls.json",
             "objects",
-            {"features.zarr/cls/c.0.0": {"bytes": -1, "crc32c": "00000000"}},
+            {"features.zarr/cls/c.0.0": {"bytes": -1, "xxh3": "0" * 16}},
         ),
         ROWS,
         f"^units/{UNIT}.cls.json: field 'objects.*greater than or equal to 0",
@@ -484,7 +485,7 @@ HOSTILE = [
         lambda s: s.change(
             f"units/{UNIT}.cls.json",
             "objects",
-            {"features.zarr/cls/c.0.0": {"bytes": 10**15, "crc32c": "00000000"}},
+            {"features.zarr/cls/c.0.0": {"bytes": 10**15, "xxh3": "0" * 16}},
         ),
         ROWS,
         "^features.zarr/cls/c.0.0 has 1540 bytes, not 10+",

@@ -162,7 +162,7 @@ def test_a_record_cannot_point_outside(copy: Path) -> None:
     (copy / SEALED).unlink()
     path = copy / UNITS / "0001-00000.cls.json"
     body = documents.decode(path.read_bytes(), "record")
-    body["objects"] = {"../../elsewhere": {"bytes": 3, "crc32c": "00000000"}}
+    body["objects"] = {"../../elsewhere": {"bytes": 3, "xxh3": "0" * 16}}
     path.write_bytes(documents.encode(body))
     with pytest.raises(StoreDamagedError, match="which is outside the store"):
         FeatureStore(copy).rows("cls", "0003")
@@ -181,17 +181,17 @@ def test_a_record_of_another_store_is_refused(copy: Path) -> None:
     ("version", "way_out"),
     [
         (2, r"Extract it again\."),
-        (5, r"Upgrade dinocache to read it\."),
+        (6, r"Upgrade dinocache to read it\."),
         ("new", r"Upgrade dinocache to read it\."),
     ],
 )
 def test_another_format_says_so(copy: Path, version: object, way_out: str) -> None:
     body = documents.decode((copy / "store.json").read_bytes(), "store.json")
-    assert body["format"] == 3
+    assert body["format"] == 5
     (copy / "store.json").write_bytes(documents.encode(body | {"format": version}))
     with pytest.raises(
         StoreDamagedError,
-        match=rf"says format {version!r}; this version of dinocache reads 3 and 4\. {way_out}$",
+        match=rf"says format {version!r}; this version of dinocache reads 3 to 5\. {way_out}$",
     ):
         FeatureStore(copy)
 
