@@ -36,10 +36,11 @@ def hippocampi(data: Path, scratch: Path, count: int) -> Path:
     """Extract volumes of the hippocampus by dinov3-s with random weights at 128 px."""
     names = sorted(path.name for path in (data / "images").glob("*.nii.gz"))[:count]
     table = scratch / "hippocampus.csv"
-    rows = [{"path": str(data / "images" / n), "mask": str(data / "labels" / n)} for n in names]
+    rows = [{"path": f"images/{name}", "mask": f"labels/{name}"} for name in names]
     pd.DataFrame(rows).assign(item_id=names).to_csv(table, index=False)
     request = ExtractRequest(
         dataset=str(table),
+        data=data,
         root=scratch / "features",
         model="dinov3-s",
         resolution=(128, 128),
@@ -116,12 +117,12 @@ class Held:
 
 def epochs(data: Path, scratch: Path, rounds: int) -> None:
     """Time epochs of decoder3d from a store, and of the same from memory, in turns."""
-    store = hippocampi(data, scratch, 12)
+    store = hippocampi(data, scratch, 6)
     cases, _ = stored_cases(store, ["dense"], LABELS)
     of = {"store": cases, "memory": Held(cases)}
 
     def fit(name: str, n_epochs: int) -> float:
-        head = make_dense_head("decoder3d", epochs=n_epochs, width=64)
+        head = make_dense_head("decoder3d", epochs=n_epochs, width=32)
         began = time.perf_counter()
         head.fit(of[name], len(LABELS))
         return time.perf_counter() - began
@@ -135,7 +136,7 @@ def epochs(data: Path, scratch: Path, rounds: int) -> None:
             ratios.append(took["store"] / took["memory"])
             for name, seconds in took.items():
                 times[name].append(seconds)
-    print("\nAn epoch of decoder3d, 12 hippocampi, width 64\n")
+    print("\nAn epoch of decoder3d, 6 hippocampi, width 32\n")
     print("| from | s | times as long as from memory | wanted |\n|---|---|---|---|")
     for name, taken in times.items():
         told = f"{statistics.median(ratios):.3f} | <= 1.15" if name == "store" else " | "
