@@ -122,7 +122,7 @@ def epochs(data: Path, scratch: Path, rounds: int) -> None:
     of = {"store": cases, "memory": Held(cases)}
 
     def fit(name: str, n_epochs: int) -> float:
-        head = make_dense_head("decoder3d", epochs=n_epochs, width=32)
+        head = make_dense_head("decoder3d", epochs=n_epochs, width=64)
         began = time.perf_counter()
         head.fit(of[name], len(LABELS))
         return time.perf_counter() - began
@@ -136,7 +136,7 @@ def epochs(data: Path, scratch: Path, rounds: int) -> None:
             ratios.append(took["store"] / took["memory"])
             for name, seconds in took.items():
                 times[name].append(seconds)
-    print("\nAn epoch of decoder3d, 6 hippocampi, width 32\n")
+    print("\nAn epoch of decoder3d, 6 hippocampi, width 64\n")
     print("| from | s | times as long as from memory | wanted |\n|---|---|---|---|")
     for name, taken in times.items():
         told = f"{statistics.median(ratios):.3f} | <= 1.15" if name == "store" else " | "

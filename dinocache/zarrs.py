@@ -228,12 +228,14 @@ class NativeArray:
     def _read_row(self, row: int) -> bytes | None:
         """Give the bytes of a row; None where no record names it."""
         name = f"{self._name}/c.0.{row}.0.0"
-        if name not in self._files.expected:
+        stored = self._files.expected.get(name)
+        if stored is None:
             return None
-        check_size(name, self._files.size(name), self._row_bytes + (self._row_bytes >> 7) + 1024)
+        # It has the size that its record says: that was looked at when it was fetched.
+        check_size(name, stored.bytes, self._row_bytes + (self._row_bytes >> 7) + 1024)
         content = self._files.path(name).read_bytes()
-        packed, stored = content[:-_CRC_BYTES], content[-_CRC_BYTES:]
-        if crc32c.crc32c(packed) != int.from_bytes(stored, "little"):
+        packed, checksum = content[:-_CRC_BYTES], content[-_CRC_BYTES:]
+        if crc32c.crc32c(packed) != int.from_bytes(checksum, "little"):
             raise ValueError(f"the checksum of {name} does not match")
         if frame_bytes(packed) != self._row_bytes:
             raise ValueError(f"{name} does not hold {self._row_bytes} bytes")
