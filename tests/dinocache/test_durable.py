@@ -332,7 +332,14 @@ def check_line(stderr: str, *named: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no RLIMIT_FSIZE on Windows")
-@pytest.mark.parametrize("n_bytes", [1_000, 6_000, 9_000])
+@pytest.mark.parametrize(
+    "n_bytes",
+    [
+        pytest.param(1_000, marks=pytest.mark.long),
+        6_000,
+        pytest.param(9_000, marks=pytest.mark.long),
+    ],
+)
 def test_the_command_where_files_may_not_be_large(
     tmp_path: Path, table: Path, undisturbed: dict[str, str], n_bytes: int
 ) -> None:
@@ -373,8 +380,8 @@ def strace() -> str:
     [
         ("plans", "fsync:error=EIO"),
         ("features.zarr/cls", "fsync:error=ENOSPC"),
-        ("units", "fsync:error=EIO:when=3+"),
-        ("features.zarr/dense", "mkdir:error=EROFS"),
+        pytest.param("units", "fsync:error=EIO:when=3+", marks=pytest.mark.long),
+        pytest.param("features.zarr/dense", "mkdir:error=EROFS", marks=pytest.mark.long),
     ],
 )
 def test_the_command_where_a_system_call_fails(
