@@ -44,15 +44,37 @@ _CRC_BYTES = 4
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
-class _Store(Store):
-    """What zarr asks of every store and these do not need."""
+class WrittenStore(Store):
+    """A folder that zarr writes whole files to; notes the size and digest of each."""
 
-    supports_writes = False
+    supports_writes = True
     supports_deletes = False
     supports_listing = False
 
+    def __init__(self, folder: Folder, prefix: str, format: int) -> None:
+        """See the class.
+
+        Args:
+            folder: The store's.
+            prefix: Of names within it.
+            format: Version of the store's format.
+        """
+        super().__init__()
+        self.folder, self.prefix, self.format = folder, prefix, format
+        self.written: dict[str, StoredObject] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WrittenStore) and (self.folder, self.prefix) == (
+            other.folder,
+            other.prefix,
+        )
+
     async def _content(self, key: str) -> bytes | None:
-        raise NotImplementedError
+        try:
+            # zarr reads descriptions alone: files of numbers are written as a whole.
+            return await asyncio.to_thread(self.folder.read, f"{self.prefix}/{key}", _is_json)
+        except FileNotFoundError:
+            return None
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -83,8 +105,8 @@ class _Store(Store):
         return await self._content(key) is not None
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Refused."""
-        raise NotImplementedError
+        """Write a file (zarr calls this for each chunk)."""
+        await asyncio.to_thread(self.put, key, value.to_bytes())
 
     async def delete(self, key: str) -> None:
         """Refused."""
@@ -104,41 +126,6 @@ class _Store(Store):
         """Refused."""
         raise NotImplementedError
         yield ""
-
-
-class WrittenStore(_Store):
-    """A folder that zarr writes whole files to; notes the size and digest of each."""
-
-    supports_writes = True
-
-    def __init__(self, folder: Folder, prefix: str, format: int) -> None:
-        """See the class.
-
-        Args:
-            folder: The store's.
-            prefix: Of names within it.
-            format: Version of the store's format.
-        """
-        super().__init__()
-        self.folder, self.prefix, self.format = folder, prefix, format
-        self.written: dict[str, StoredObject] = {}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, WrittenStore) and (self.folder, self.prefix) == (
-            other.folder,
-            other.prefix,
-        )
-
-    async def _content(self, key: str) -> bytes | None:
-        try:
-            # zarr reads descriptions alone: files of numbers are written as a whole.
-            return await asyncio.to_thread(self.folder.read, f"{self.prefix}/{key}", _is_json)
-        except FileNotFoundError:
-            return None
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write a file (zarr calls this for each chunk)."""
-        await asyncio.to_thread(self.put, key, value.to_bytes())
 
     def put(self, key: str, content: bytes) -> None:
         """Write a file."""

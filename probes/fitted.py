@@ -1,6 +1,5 @@
 """A run read back: its heads asked about items of another store."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +76,8 @@ class FittedRun:
                 f"{folder}: the run is of {result.task.kind}, which gives no scores of items; what "
                 "it predicted is in its folder labels"
             )
-        named: dict[Key, dict[str, npt.NDArray[Any]]] = defaultdict(dict)
+        named = read_arrays(folder)
         try:
-            for name, array in read_arrays(folder).items():
-                seed, fold, learned = name.split(".", 2)
-                named[int(seed[1:]), int(fold[1:])][learned] = array
             heads = {key: _restore(result, key, arrays) for key, arrays in named.items()}
         except (ValueError, IndexError, KeyError) as exc:
             raise ProbeError(f"{folder}: the heads cannot be read ({exc}); fit again") from exc

@@ -1,13 +1,11 @@
 """A run of maps read back: its heads asked about items of another store."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from dinocache.errors import ProbeError
@@ -155,11 +153,8 @@ def _request(result: Result, store: Where, replicates: int) -> MapRequest:
 
 
 def _heads(folder: Path, result: Result) -> Mapping[tuple[int, int], DenseHead]:
-    named: dict[tuple[int, int], dict[str, npt.NDArray[Any]]] = defaultdict(dict)
+    named = read_arrays(folder)
     try:
-        for name, array in read_arrays(folder).items():
-            seed, fold, learned = name.split(".", 2)
-            named[int(seed[1:]), int(fold[1:])][learned] = array
         return {
             key: DENSE_HEADS[result.head.name].from_arrays(
                 {**result.head.settings, "seed": key[0]}, arrays

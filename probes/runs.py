@@ -262,26 +262,30 @@ def library_versions() -> dict[str, str]:
     }
 
 
-def read_arrays(folder: Path) -> dict[str, npt.NDArray[Any]]:
+def read_arrays(folder: Path) -> dict[tuple[int, int], dict[str, npt.NDArray[Any]]]:
     """Read what a run's heads learned.
 
     Args:
         folder: A run folder.
 
     Returns:
-        s<seed>.f<fold>.<name> -> array.
+        Seed and fold -> name -> array.
 
     Raises:
-        ProbeError: If the file is not there, or is no safetensors file.
+        ProbeError: If the file is not there, is no safetensors file, or names no heads.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     path = folder / _HEAD
+    heads: dict[tuple[int, int], dict[str, npt.NDArray[Any]]] = {}
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as exc:
+        for name, array in load_file(path).items():
+            seed, fold, learned = name.split(".", 2)
+            heads.setdefault((int(seed[1:]), int(fold[1:])), {})[learned] = array
+    except (OSError, SafetensorError, ValueError) as exc:
         raise ProbeError(f"{path} cannot be read ({exc}); fit again") from exc
+    return heads
 
 
 def read_predictions(folder: Path) -> pd.DataFrame:
