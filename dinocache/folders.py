@@ -292,29 +292,32 @@ class LocalFolder(Folder):
 
     def size(self, name: str) -> int | None:
         """See `Folder`."""
-        path = self.root / check_inside(name)
-        return path.stat().st_size if path.is_file() else None
+        try:
+            status = (self.root / check_inside(name)).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def list(self, name: str = "") -> Listing:
         """See `Folder`; links to folders are followed."""
         folder = self.root / check_inside(name)
         files, folders = {}, []
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for path in _paths(folder):
             if path.is_dir():
                 folders.append(path.name)
-            else:
-                files[path.name] = _entry(path, path.name)
+            elif entry := _entry(path, path.name):
+                files[path.name] = entry
         return Listing(files=files, folders=tuple(folders))
 
     def walk(self, name: str = "") -> Iterator[Entry]:
         """See `Folder`; a link is listed as a file, whatever it leads to."""
         folder = self.root / check_inside(name)
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for path in _paths(folder):
             inner = path.relative_to(self.root).as_posix()
             if path.is_dir() and not path.is_symlink():
                 yield from self.walk(inner)
-            else:
-                yield _entry(path, inner)
+            elif entry := _entry(path, inner):
+                yield entry
 
     def replace(self, name: str, content: bytes | memoryview) -> None:
         """See `Folder`."""
@@ -368,6 +371,17 @@ def _open_plain(path: Path, name: str) -> int:
     raise StoreDamagedError(f"{name} is no plain file")
 
 
-def _entry(path: Path, name: str) -> Entry:
-    status = path.lstat()
+def _paths(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _entry(path: Path, name: str) -> Entry | None:
+    """Give a file's entry; `None` if another writer has removed or renamed it since it was seen."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
     return Entry(name=name, bytes=status.st_size, modified=status.st_mtime)
