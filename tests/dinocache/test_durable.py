@@ -379,7 +379,7 @@ def strace() -> str:
     ("file", "inject"),
     [
         ("plans", "fsync:error=EIO"),
-        ("features.zarr/cls", "fsync:error=ENOSPC"),
+        pytest.param("features.zarr/cls", "fsync:error=ENOSPC", marks=pytest.mark.long),
         pytest.param("units", "fsync:error=EIO:when=3+", marks=pytest.mark.long),
         pytest.param("features.zarr/dense", "mkdir:error=EROFS", marks=pytest.mark.long),
     ],

@@ -217,7 +217,8 @@ def sizes(specs: Iterable[EncoderSpec]) -> list[Any]:
     given = []
     for spec in specs:
         if spec.untested:
-            given.append(pytest.param(with_blocks(spec, 2), id=spec.name))
+            alike = (pytest.mark.long,) if "-sat" in spec.name else ()
+            given.append(pytest.param(with_blocks(spec, 2), id=spec.name, marks=alike))
         elif is_large(spec):
             given.append(pytest.param(with_blocks(spec, _FEW), id=spec.name))
             given.append(pytest.param(spec, id=f"{spec.name}-whole", marks=pytest.mark.long))
@@ -544,6 +545,7 @@ def anatomix_layers() -> list[str]:
     return list("".join([*down, *["ucncn"] * 4, "c"]))
 
 
+@pytest.mark.long
 def test_anatomix(tmp_path: Path) -> None:
     widths = [16, 16, 16, 32, 32, 64, 64, 128, 128, 256, 256, 128, 128, 64, 64, 32, 32, 16, 16, 16]
     inputs = [1, 16, 16, 16, 32, 32, 64, 64, 128, 128, 256, 384, 128, 192, 64, 96, 32, 48, 16, 16]

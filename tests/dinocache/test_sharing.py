@@ -514,7 +514,10 @@ def test_of_a_map_no_more_than_it_is_fetched(pushed: Bucket, tiny_store: Feature
     assert seen.sent == 2 * 3 * 48 * 2 + 4
 
 
-def test_far_bytes_that_are_wrong_are_an_error(pushed: Bucket) -> None:
+def test_far_bytes_that_are_wrong_are_an_error(
+    pushed: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinocache.remote._TRIES", 3)  # the pauses between eight take long
     url, _ = pushed
     folder = folder_of(url)
     for name in ("features.zarr/mean/c.1.0", "features.zarr/dense/c.1.0.0.0"):

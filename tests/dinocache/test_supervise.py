@@ -545,7 +545,9 @@ def undisturbed(held_table: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return contents(in_this_process(held_table, tmp_path_factory.mktemp("undisturbed"), 1))
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT twice", "parent killed"])
+@pytest.mark.parametrize(
+    "how", ["SIGTERM", pytest.param("SIGINT twice", marks=pytest.mark.long), "parent killed"]
+)
 def test_whatever_ends_a_run_what_is_committed_is_whole(
     tmp_path: Path, held_table: Path, undisturbed: dict[str, bytes], how: str
 ) -> None:

@@ -38,12 +38,13 @@ def test_a_whole_store_is_sound(tiny_store: FeatureStore) -> None:
     assert found.files == 3 * 3 + 42 * 2 + 2
 
 
-def test_every_flipped_bit_is_found(copy: Path) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.long)])
+def test_every_flipped_bit_is_found(copy: Path, times: int) -> None:
     """Each file of the store in turn, a random bit of it."""
-    moments = random.Random(3)
+    moments = random.Random(times)
     for path in files_of(copy):
         content = path.read_bytes()
-        for _ in range(3):
+        for _ in range(times):
             flipped = bytearray(content)
             flipped[moments.randrange(len(flipped))] ^= 1 << moments.randrange(8)
             path.write_bytes(flipped)
@@ -54,7 +55,9 @@ def test_every_flipped_bit_is_found(copy: Path) -> None:
     assert verify(copy).exit_code == 0
 
 
-@pytest.mark.parametrize("harm", ["missing", "truncated", "emptied"])
+@pytest.mark.parametrize(
+    "harm", ["missing", "truncated", pytest.param("emptied", marks=pytest.mark.long)]
+)
 def test_every_missing_or_cut_file_is_found(copy: Path, harm: str) -> None:
     for path in files_of(copy):
         if harm == "missing" and path.name == "store.json":
