@@ -347,16 +347,19 @@ def _sample(values: npt.NDArray[T], axis: int, position: Matrix, method: str) ->
     return sampled
 
 
-def write_nifti(path: Path, values: npt.NDArray[Any], geometry: Geometry) -> None:
+def write_nifti(
+    path: Path, values: npt.NDArray[Any], geometry: Geometry, *, intent: int = 0
+) -> None:
     """Write an array on the file's own grid, with the file's own affine.
 
     Args:
         path: Ends in `.nii` or `.nii.gz`.
-        values: (I, J, K) or (I, J, K, volumes), as `restore` gives it. Types that NIfTI readers do
-            not share are brought to the nearest that they do: whole numbers to the smallest that
-            holds them, float16 to float32.
+        values: (I, J, K) or (I, J, K, volumes), as `restore` gives it; (I, J, K, 1, n) of vectors.
+            Types that NIfTI readers do not share are brought to the nearest that they do: whole
+            numbers to the smallest that holds them, float16 to float32.
         geometry: Of the item; without an affine the file says so (codes of its transforms are 0).
             With gantry tilt only the sform can hold it, and the code of the qform is 0.
+        intent: NIfTI's code of what the values are; 0 says nothing.
 
     References:
         NIfTI-1.1: x grows to the right, y to the front; LPS differs in both signs.
@@ -366,6 +369,7 @@ def write_nifti(path: Path, values: npt.NDArray[Any], geometry: Geometry) -> Non
     lps = geometry.source_affine
     ras = None if lps is None else np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
     image = nibabel.Nifti1Image(_of_nifti(values), ras)
+    image.header["intent_code"] = intent
     if ras is not None:
         image.header.set_xyzt_units("mm")
         image.set_sform(ras, code="scanner")

@@ -159,12 +159,14 @@ class Pairs(_Part):
         role: Column that tells them apart.
         moving: Its value for the image that is warped.
         fixed: Its value for the other.
+        distances: Whether distances are in mm, or in voxels of the rows' grid.
     """
 
     by: str
     role: str
     moving: str
     fixed: str
+    distances: Literal["mm", "voxels"] = "mm"
 
 
 class Published(_Part):
@@ -192,6 +194,7 @@ class Task(_Several):
         pairs: Of a registration.
         head: That the paper uses, or that stands nearest.
         settings: Of the head, where they differ from its defaults.
+        search: Setting -> values of a registration, of which validation pairs choose.
         features: Kinds that it reads; () takes the publisher's vector.
         seeds: How often it is fitted.
         metrics: Names.
@@ -213,9 +216,10 @@ class Task(_Several):
     pairs: Pairs | None = None
     head: Literal[
         "linear", "knn", "logistic", "xgboost", "abmil",
-        "linear2d", "decoder2d", "decoder3d", "affinity", "register",
+        "linear2d", "decoder2d", "decoder3d", "affinity", "convexadam",
     ]  # fmt: skip
     settings: dict[str, str | int | float | bool] = {}
+    search: dict[str, tuple[str | int | float | bool, ...]] = {}
     features: tuple[str, ...] = ()
     seeds: int = Field(1, ge=1)
     metrics: tuple[str, ...]

@@ -396,6 +396,175 @@ def _fit_maps(
 
 
 @app.command()
+def register(
+    what: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=task_names,
+            metavar="DATASET/TASK|STORE",
+            help="A task, as `probe tasks` lists them; or the folder of a store, with --by, --role,"
+            " --moving, --fixed and --labels.",
+        ),
+    ],
+    store: Root = "features",
+    model: Annotated[str, typer.Option(help="Of a task: the encoder.")] = "dinov3-s",
+    resolution: Annotated[
+        str | None, typer.Option(help="Of a task: 512, or 512x640. Default: the only store's.")
+    ] = None,
+    variant: Variant = "",
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL@RESOLUTION|KIND,...",
+            help="What is compared: dense (maps of the store), mind, image; an encoder may be "
+            "named with them, as dinov3-l@512. Default: the task's, else dense.",
+        ),
+    ] = None,
+    with_: Annotated[
+        str | None, typer.Option("--with", help="A feature beside them: mind, image.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="convexadam (trains nothing; the default), voxelmorph (a U-Net, trained on the "
+            "training pairs' images, or their maps), or unregistered."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of the method, as lambda_weight=0.75, grid_sp=2x4x4 (z, y, x); of "
+            "several values with commas validation pairs choose one. May be given again.",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Of a store: column that is the same for both of a pair.")
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option(help="Of a store: column that tells the two apart.")
+    ] = None,
+    moving: Annotated[
+        str | None, typer.Option(help="Of a store: its value for what is warped.")
+    ] = None,
+    fixed: Annotated[str | None, typer.Option(help="Of a store: its value for the other.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUE=NAME,...", help="Of a store: what the mask's values are, as 1=ventricle."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Column with train, val, test. Default: the task's, else `split`."),
+    ] = None,
+    folds: Folds = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Test every pair; nothing is chosen or trained then.")
+    ] = False,
+    metrics: Metrics = None,
+    replicates: Replicates = 1000,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder. Default: runs/<dataset>/<task>/<model>-<res>-<features>-<method>, "
+            "and what else is not as usual."
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print result.json on standard output.")
+    ] = False,
+) -> None:
+    """Register pairs of images by the features of a store, and judge how well their labels agree.
+
+    Maps become principal components, of one basis for both images. Each pair leaves its
+    displacement (NIfTI, in mm as ITK reads it, and in voxels), the warped image and labels, and
+    the first ones a picture. The pairs as they are, unregistered, stand beside every result.
+
+    Examples:
+        probe register acdc/ed-es --features dinov3-l@512 --with mind
+        probe register acdc/ed-es --features mind
+        probe register camus/ed-es --features dinov3-b@512 --set lambda_weight=0.25,0.75,1.25
+        probe register acdc/ed-es --features image --method voxelmorph
+        probe register features/mine/dinov3-s/256 --by patient --role visit --moving 1 --fixed 2 \
+            --labels 1=liver --all
+    """
+    from dinocache.errors import RequestError
+    from dinocache.manifest import Pairs, find_task
+    from probes.map_request import parse_labels
+    from probes.places import registration_folder
+    from probes.printing import print_registration
+    from probes.register import register as run_register
+    from probes.register_request import RegisterRequest, parse_method_settings
+    from probes.tasks import registration_request, store_of
+
+    named = {"--by": by, "--role": role, "--moving": moving, "--fixed": fixed, "--labels": labels}
+    is_task = not _is_place(what)
+    kinds, encoder = _kinds_and_encoder(features)
+    chosen = method or (find_task(what)[2].head if is_task else "convexadam")
+    try:
+        values = parse_method_settings(chosen, set_ or [])
+    except ValueError as exc:
+        raise RequestError(f"--set: {exc}") from exc
+    asked: dict[str, Any] = {
+        "method": method,
+        "features": kinds or None,
+        "settings": {name: found[0] for name, found in values.items() if len(found) == 1},
+        "grid": {name: found for name, found in values.items() if len(found) > 1},
+        "split": split,
+        "folds": folds,
+        "everything": all_ or None,
+        "metrics": None if metrics is None else _parts(metrics),
+        "replicates": replicates,
+    }
+    if with_ is not None:
+        usual = (find_task(what)[2].features if is_task else ()) or ("dense",)
+        asked["features"] = tuple(dict.fromkeys([*(kinds or usual), *_parts(with_)]))
+    if is_task:
+        if given := [option for option, value in named.items() if value is not None]:
+            raise RequestError(f"a task says itself what {given[0]} would")
+        place: dict[str, Any] = {"model": encoder[0] or model}
+        place |= {"resolution": encoder[1] or resolution, "variant": variant}
+        where = store_of(store, find_task(what)[0].name, **place)
+        request = registration_request(what, where, **asked)
+    else:
+        if encoder[0]:
+            raise RequestError(f"--features {features}: a store says itself which encoder it is of")
+        if lacking := [option for option, value in named.items() if value is None]:
+            raise RequestError(f"{what} is a folder: say which items are pairs with {lacking[0]}")
+        request = RegisterRequest(
+            store=what,
+            pairs=Pairs(by=by or "", role=role or "", moving=moving or "", fixed=fixed or ""),
+            labels=parse_labels(labels or ""),
+            **{key: value for key, value in asked.items() if value is not None},
+        )
+    folder = out or Path("runs") / registration_folder(request)
+    found = run_register(request, folder)
+    found.result.write(folder, found.predictions, found.arrays)
+    if json:
+        echo_json(found.result.model_dump(mode="json"))
+    else:
+        print_registration(found.result)
+        moved = f"; displacements: {folder / 'pairs'}" if request.method != "unregistered" else ""
+        print(f"run: {folder}{moved}")
+
+
+def _kinds_and_encoder(
+    features: str | None,
+) -> tuple[tuple[str, ...], tuple[str | None, str | None]]:
+    """Tell MODEL@RESOLUTION from kinds: (kinds, (model, resolution))."""
+    from dinocache.errors import RequestError
+
+    parts = _parts(features or "")
+    encoders = [part for part in parts if "@" in part]
+    if len(encoders) > 1:
+        raise RequestError(f"--features {features!r}: name one encoder; `probe sweep` takes more")
+    model, _, resolution = encoders[0].rpartition("@") if encoders else ("", "", "")
+    kinds = tuple(part for part in parts if "@" not in part)
+    return kinds, (model or None, resolution or None)
+
+
+@app.command()
 def sweep(
     what: Annotated[
         list[str],
@@ -415,11 +584,15 @@ def sweep(
     ] = None,
     variant: Variant = "",
     head: Annotated[
-        str | None, typer.Option(help="Heads with commas. Default: each task's own, else linear.")
+        str | None,
+        typer.Option(
+            help="Heads, or methods of registration, with commas. Default: each task's own, else "
+            "linear."
+        ),
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(help="cls or mean; alternatives with commas, to be concatenated with +."),
+        typer.Option(help="cls, mean, dense; alternatives with commas, to be concatenated with +."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -450,6 +623,8 @@ def sweep(
 ) -> None:
     """Fit tasks by encoders by resolutions by heads; what is there and has not changed is left.
 
+    Tasks of maps are fitted, and pairs registered (--head takes the method), likewise.
+
     Interrupt it at any time: the same command goes on. A run that fails is named, and stops no
     other; the exit code is then 1.
 
@@ -457,11 +632,14 @@ def sweep(
         probe sweep nih14/findings rsna-pneumonia/pneumonia --head linear,knn --seeds 3
         probe sweep demo --target projection --head linear,logistic,knn,xgboost
         probe sweep nih14/findings --shots 1,5,10,50 --repeats 5
+        probe sweep acdc/ed-es --features dense+mind,dense,mind --set components=12,24,48
     """
+    from dinocache.manifest import find_task
     from probes.request import SEARCHES
     from probes.sweep import SweepRequest, plan_sweep
 
     heads = None if head is None else _parts(head)
+    named = ("linear",) if target else [find_task(one)[2].head for one in what]
     varied = {
         "features": None
         if features is None
@@ -487,7 +665,7 @@ def sweep(
             resolutions=None if resolution is None else _parts(resolution),
             variant=variant,
             heads=heads,
-            settings=_alternatives(heads or (), set_ or []),
+            settings=_alternatives(heads or tuple(dict.fromkeys(named)), set_ or []),
             searches=SEARCHES if search else {},
             varied={key: values for key, values in varied.items() if values},
             fixed={key: value for key, value in fixed.items() if value is not None},
@@ -746,10 +924,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _settings(head: str, texts: Sequence[str] | None) -> "dict[str, Setting]":
     from dinocache.errors import RequestError
     from probes.heads import DENSE_HEADS, HEADS, parse_settings
+    from probes.register_request import METHODS, parse_method_settings
 
-    if head not in (known := [*HEADS, *DENSE_HEADS]):
+    if head not in (known := [*HEADS, *DENSE_HEADS, *METHODS]):
         raise RequestError(f"--head {head!r}: choose from {', '.join(known)}")
     try:
+        if head in METHODS:
+            return {k: v[0] for k, v in parse_method_settings(head, texts or []).items()}
         return parse_settings(head, texts or [])
     except ValueError as exc:
         raise RequestError(f"--set: {exc}") from exc

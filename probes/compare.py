@@ -109,6 +109,11 @@ class _Pair:
         ids = np.concatenate(list(base.ids.values()))
         self._ids, first = np.unique(ids, return_index=True)
         self._groups = np.concatenate(list(base.groups.values()))[first]
+        if len(set(self._groups)) < 2:
+            raise ProbeError(
+                f"{base.name} tested one group ({self._groups[0]}); a comparison draws, and swaps, "
+                "groups, and needs at least two"
+            )
         self._weights = group_bootstrap_weights(self._groups, n_boot=replicates)
         self._swaps = group_swaps(self._groups, n_permutations=permutations)
 
@@ -136,7 +141,7 @@ class _Pair:
             p_delong=self._delong() if metric == "auc" else None,
             p_holm=None,
             groups=len(set(self._groups)),
-            random_weights=any(r.result.store.random_weights for r in (self._base, self._other)),
+            random_weights=any(r.result.random_weights for r in (self._base, self._other)),
         )
 
     def _values(self, run: ComparedRun) -> dict[str, float]:

@@ -161,7 +161,7 @@ class ScoredRun(ComparedRun):
 
 
 class _MaskRun(ComparedRun):
-    """A segmentation: what was counted and measured of each item."""
+    """A segmentation, or pairs: what was counted and measured of each item."""
 
     def __init__(self, name: str, result: Result, table: pd.DataFrame) -> None:
         self._cases: dict[int, list[dict[str, list[Case]]]] = {}
@@ -177,7 +177,7 @@ class _MaskRun(ComparedRun):
         """Read back what `probes.map_fit` wrote."""
         classes = self.result.task.classes
         counts = None
-        if self.result.task.kind == "segmentation":
+        if self.result.task.kind != "instances":
             names = [*(f".{name}" for name in classes), ""]
             counts = np.array([[row[f"{cell}{of}"] for cell in CELLS] for of in names], np.int64)
         values = {}
@@ -191,9 +191,10 @@ class _MaskRun(ComparedRun):
 
     def check_metrics(self, names: Sequence[str]) -> None:
         """See `ComparedRun`."""
-        kind: MaskTask = "instances" if self.result.task.kind == "instances" else "segmentation"
         try:
-            entries = check_mask_metrics([name.partition("@")[0] for name in names], kind)
+            entries = check_mask_metrics(
+                [name.partition("@")[0] for name in names], kind_of_maps(self.result)
+            )
         except ValueError as exc:
             raise RequestError(f"--metrics: {exc}") from exc
         for name, entry in zip(names, entries, strict=True):
@@ -253,6 +254,13 @@ class _MaskRun(ComparedRun):
         return True
 
 
+def kind_of_maps(result: Result) -> MaskTask:
+    """Say of which kind a run of maps or pairs is."""
+    kind = result.task.kind
+    assert kind == "segmentation" or kind == "instances" or kind == "registration"  # pool "maps"
+    return kind
+
+
 def read_compared(folder: Path) -> ComparedRun:
     """Read a run folder.
 
@@ -260,7 +268,7 @@ def read_compared(folder: Path) -> ComparedRun:
         ProbeError: If it is none, or damaged.
     """
     result, table = Result.read(folder), read_predictions(folder)
-    if result.task.kind not in ("segmentation", "instances"):
+    if result.pool != "maps":
         return ScoredRun(str(folder), result, table)
     try:
         return _MaskRun(str(folder), result, table)

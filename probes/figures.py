@@ -18,6 +18,7 @@ __all__ = [
     "overlay_picture",
     "pca_colours",
     "pca_picture",
+    "picture_png",
 ]
 
 _MOST_COLUMNS = 16
@@ -181,7 +182,7 @@ def component_picture(
         # Pixels have their middles at whole numbers: the picture begins at -0.5.
         lines = edges * [width, height] - 0.5
         bottom.add_collection(LineCollection(list(lines), colors="yellow", linewidths=1.2))
-    return _png(figure, panels.flat, title)
+    return picture_png(figure, panels.flat, title)
 
 
 def affinity_picture(
@@ -232,7 +233,7 @@ def affinity_picture(
     for axes, (name, values, interpolation) in zip(panels, shown, strict=True):
         axes.imshow(values, cmap="gray", vmin=0, vmax=1, interpolation=interpolation)
         axes.set_title(name, fontsize=8)
-    return _png(figure, panels, title)
+    return picture_png(figure, panels, title)
 
 
 def id_colours(ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
@@ -286,7 +287,8 @@ def _patch_edges(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     return found
 
 
-def _png(figure: "Figure", panels: "Iterable[Axes]", title: str) -> bytes:
+def picture_png(figure: "Figure", panels: "Iterable[Axes]", title: str) -> bytes:
+    """Give a figure whose panels have no axes, with its title, as a PNG."""
     for axes in panels:
         axes.set_axis_off()
     if title:

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinocache.errors import ProbeError
-from probes.features import store_facts, store_state
+from probes.features import open_store, store_facts, store_state
 from probes.heads import make_dense_head
 from probes.judging import estimate, spread_replicates
 from probes.map_request import MapRequest
 from probes.map_run import Key, MapRun, seeds_of_maps
 from probes.map_split import MapSplit, split_maps
-from probes.maps import StoredCases, stored_cases
+from probes.maps import StoredCases, stored_cases, views_of
 from probes.metrics.cases import Case, evaluate_cases
 from probes.metrics.glossary import GLOSSARY
 from probes.neuron_fit import NeuronRun
@@ -25,7 +25,7 @@ from probes.runs import Estimate, HeadFacts, Result, TaskFacts, library_versions
 from probes.segmentation import ClassRun
 from probes.stats import group_bootstrap_weights, group_draws
 
-__all__ = ["CELLS", "MapFit", "columns_of", "fit_maps", "judge_cases"]
+__all__ = ["CELLS", "MapFit", "columns_of", "fit_maps", "inputs_of", "judge_cases"]
 
 CELLS = ("tp", "fp", "fn", "tn")
 """Columns of predictions: what is counted of each class, and, without its name, of any."""
@@ -90,6 +90,16 @@ def fit_maps(request: MapRequest, folder: Path) -> MapFit:
             for name, array in head.to_arrays().items()
         },
     )
+
+
+def inputs_of(request: MapRequest) -> str:
+    """Sum up all that decides a run's figures, without fitting.
+
+    Raises:
+        StoreError: If the store cannot be read.
+    """
+    views = [view for view in views_of(open_store(request.store), request.features) if view]
+    return request.digest(store=store_state(request.store), views=views, format=3)
 
 
 # Judging
@@ -192,7 +202,7 @@ def _result(
     head = make_dense_head(request.head, **request.settings)
     views = [view for view in split.cases.views if view]
     return Result(
-        inputs=request.digest(store=store_state(request.store), views=views, format=3),
+        inputs=inputs_of(request),
         task=TaskFacts(
             name=request.task,
             targets=("mask",),

@@ -23,7 +23,7 @@ from probes.places import safe_name
 from probes.protocol import Fold
 from probes.runs import SearchFacts
 
-__all__ = ["Key", "MapRun", "folder_of_key", "name_of", "seeds_of_maps"]
+__all__ = ["Key", "MapRun", "Told", "folder_of_key", "name_of", "seeds_of_maps", "tell"]
 
 Key = tuple[int, int]
 """Seed and number of the fold."""
@@ -86,8 +86,8 @@ class MapRun(ABC):
         head = make_dense_head(self.request.head, **{**self.request.settings, "seed": key[0]})
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = self.folder / f".fit.s{key[0]}.f{key[1]}.safetensors"
-        _tell(f"seed {key[0]}, fold {key[1]}: {len(fold.train)} train")
-        with telling(_Told(f"seed {key[0]}, fold {key[1]}")):
+        tell(f"seed {key[0]}, fold {key[1]}: {len(fold.train)} train")
+        with telling(Told(f"seed {key[0]}, fold {key[1]}")):
             head.fit(
                 self.cases.some(fold.train),
                 self.n_classes,
@@ -98,7 +98,7 @@ class MapRun(ABC):
         self.heads[key] = head
         self.choose(key, fold)
         for number, item in enumerate(fold.test.tolist()):
-            _tell(f"seed {key[0]}, fold {key[1]}: test {number + 1} of {len(fold.test)}")
+            tell(f"seed {key[0]}, fold {key[1]}: test {number + 1} of {len(fold.test)}")
             for ending, case in self.ask(key, item).items():
                 self.measured.setdefault(ending, {}).setdefault(key, []).append(case)
         checkpoint.unlink(missing_ok=True)
@@ -162,8 +162,8 @@ class MapRun(ABC):
         return f"{self.cases.spans[item].item_id}, {rows}{said}"
 
 
-class _Told:
-    """Says from time to time how far a fit is, and how long it will take."""
+class Told:
+    """Says from time to time how far a fit is, and how long it will take: for `telling`."""
 
     def __init__(self, whose: str) -> None:
         self._whose = whose
@@ -171,6 +171,7 @@ class _Told:
         self._first: int | None = None
 
     def __call__(self, reached: Reached) -> None:
+        """Take how far it is."""
         now = time.monotonic()
         done = reached.epoch * reached.steps + reached.step
         if self._first is None:  # it may go on where it was interrupted
@@ -185,8 +186,9 @@ class _Told:
         if done > self._first:
             seconds = (now - self._began) / (done - self._first) * left
             text += f", at most {max(1, round(seconds / 60))} min left"
-        _tell(text)
+        tell(text)
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """Say how far a run is."""
     print(text, file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """Who trains, who chooses and who is tested, of items with maps or of their rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,26 +21,35 @@ from probes.splits import (
     stratified_group_folds,
 )
 
-__all__ = ["MapSplit", "split_maps"]
+__all__ = ["Dealt", "MapSplit", "deal_items", "split_maps"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapSplit:
+class Dealt:
+    """Who is on which side.
+
+    Attributes:
+        folds: Numbers of items.
+        facts: For `result.json`.
+        left_out: Item id -> why it is on no side.
+    """
+
+    folds: list[Fold]
+    facts: SplitFacts
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSplit(Dealt):
     """Cases, and on which side each is.
 
     Attributes:
         cases: All of them.
         groups: (n_cases,) str: what is drawn by the bootstrap.
-        folds: Numbers of cases.
-        facts: For `result.json`.
-        left_out: Item id -> why it is on no side.
     """
 
     cases: StoredCases
     groups: npt.NDArray[np.str_]
-    folds: list[Fold]
-    facts: SplitFacts
-    left_out: dict[str, str]
 
 
 def split_maps(request: MapRequest, cases: StoredCases) -> MapSplit:
@@ -59,9 +69,46 @@ def split_maps(request: MapRequest, cases: StoredCases) -> MapSplit:
     items = cases.store.items.set_index("item_id").loc[list(cases.item_ids)].reset_index()
     if request.rows:
         return _by_rows(request, cases, items)
+    selects = make_dense_head(request.head, **request.settings).selects
+    dealt = deal_items(
+        items,
+        column=request.split,
+        folds=request.folds,
+        validation=request.validation or (DEFAULT_VALIDATION if selects else None),
+    )
     groups = items["group"].to_numpy(np.str_)
-    has_split = "split" in items and items["split"].notna().any()
-    column = request.split or ("split" if request.folds is None and has_split else None)
+    return MapSplit(cases=cases, groups=groups, **vars(dealt))
+
+
+def deal_items(
+    items: pd.DataFrame,
+    *,
+    column: str | None,
+    folds: int | None,
+    validation: float | None,
+    needed: Sequence[str] = ("train", "test"),
+) -> Dealt:
+    """Deal items, or pairs of them, to sides by a column or by folds.
+
+    Args:
+        items: Of the item table.
+        column: With sides, or numbers of folds; None takes `split` where it has values and no
+            folds are asked for.
+        folds: Dealt by group where there is no column.
+        validation: Share of a fold's training groups that does not train, where the split has no
+            such side.
+        needed: Sides that no fold may lack.
+
+    Returns:
+        The sides.
+
+    Raises:
+        ProbeError: If there is no such column, or a group is on two sides.
+        ValueError: If groups do not allow the split.
+    """
+    groups = items["group"].to_numpy(np.str_)
+    if column is None and folds is None and "split" in items and items["split"].notna().any():
+        column = "split"
     if column is not None and column not in items:
         raise ProbeError(
             f"--split: there is no column {column!r}; the store has {', '.join(items.columns)}"
@@ -69,7 +116,7 @@ def split_maps(request: MapRequest, cases: StoredCases) -> MapSplit:
     alike = np.zeros(len(items), np.int64)  # labels of pixels are nothing to stratify items by
     known = np.ones(len(items), bool)
     if column is None:
-        k = request.folds or DEFAULT_FOLDS
+        k = folds or DEFAULT_FOLDS
         numbers = stratified_group_folds(alike, groups, k=k, seed=0)
         splits = [
             Split(train=numbers != n, val=np.zeros(len(items), bool), test=numbers == n)
@@ -79,35 +126,34 @@ def split_maps(request: MapRequest, cases: StoredCases) -> MapSplit:
         known = items[column].notna().to_numpy()
         if not known.any():
             raise ProbeError(
-                f"none of the {len(items)} items with maps and a mask has a value of {column!r}; "
+                f"none of the {len(items)} items that can be used has a value of {column!r}; "
                 "deal them anew with --folds"
             )
         splits = splits_by_column(items[column].to_numpy(dtype=object)[known])
     where = np.flatnonzero(known)
-    selects = make_dense_head(request.head, **request.settings).selects
-    share = request.validation or (DEFAULT_VALIDATION if selects else None)
-    folds, held = [], False
+    found, held = [], False
     for split in splits:
-        if share is not None and not split.val.any():
-            split, held = hold_out(split, alike[known], groups[known], share=share), True
+        if validation is not None and not split.val.any():
+            split, held = hold_out(split, alike[known], groups[known], share=validation), True
         check_no_leakage(groups[known], split)
         sides = (where[np.flatnonzero(side)] for side in (split.train, split.val, split.test))
-        folds.append(Fold(**dict(zip(SIDES, sides, strict=True))))
+        found.append(Fold(**dict(zip(SIDES, sides, strict=True))))
     ids = items["item_id"].to_numpy(np.str_)
-    for side in ("train", "test"):
-        if any(not len(getattr(fold, side)) for fold in folds):
-            raise ProbeError(f"the {side} side has no items; check the split column")
-    return MapSplit(
-        cases=cases,
-        groups=groups,
-        folds=folds,
+    for side in needed:
+        if any(not len(getattr(fold, side)) for fold in found):
+            raise ProbeError(
+                f"the {side} side has no items; check the column {column!r}, or deal them anew "
+                "with --folds"
+            )
+    return Dealt(
+        folds=found,
         facts=SplitFacts(
             protocol="folds" if column is None else "column",
             column=column,
-            folds=len(folds) if column is None or len(folds) > 1 else None,
-            validation=share if held else None,
-            digest=split_digest(ids, ids, folds),
-            **_sizes(folds),
+            folds=len(found) if column is None or len(found) > 1 else None,
+            validation=validation if held else None,
+            digest=split_digest(ids, ids, found),
+            **_sizes(found),
         ),
         left_out=dict.fromkeys(ids[~known].tolist(), f"no value of {column!r}"),
     )

@@ -17,7 +17,7 @@ from dinocache.views import turned
 from dinocache.zarrs import NativeArray
 from probes.features import open_store
 
-__all__ = ["Sort", "Span", "StoredCases", "stored_cases"]
+__all__ = ["Sort", "Span", "StoredCases", "stored_cases", "views_of"]
 
 Sort = Literal["exclusive", "overlapping", "instances"]
 """What a mask holds: a class each value, a class each channel, or an id for each neuron."""
@@ -226,7 +226,7 @@ def stored_cases(
         spans=tuple(Span(item_id, 0, store.n_rows(item_id)) for item_id in kept),
         sort=held,
         labels_of={value: number for number, value in enumerate(numbers, 0 if overlapping else 1)},
-        views=_views_of(store, kinds),
+        views=views_of(store, kinds),
     )
     return cases, left_out
 
@@ -246,7 +246,7 @@ def _check_store(store: FeatureStore, where: Where, wanted: Sequence[str]) -> No
         )
 
 
-def _views_of(store: FeatureStore, kinds: Sequence[str]) -> tuple[str | None, ...]:
+def views_of(store: FeatureStore, kinds: Sequence[str]) -> tuple[str | None, ...]:
     """List the views of which all of these maps are there, the image as it is first."""
     by_kind = [
         {

@@ -6,9 +6,10 @@ from pathlib import Path
 from dinocache.recipe import model_folder
 from probes.features import kinds_of, store_facts
 from probes.map_request import MapRequest
+from probes.register_request import RegisterRequest
 from probes.request import SEARCHES, FitRequest
 
-__all__ = ["map_folder", "run_folder", "safe_name"]
+__all__ = ["map_folder", "registration_folder", "run_folder", "safe_name"]
 
 _LONGEST = 150
 
@@ -56,6 +57,28 @@ def map_folder(request: MapRequest) -> Path:
     if request.present_only and request.task is None:
         parts.append("present-only")
     labels = safe_name("+".join(request.labels.values()) or "neurons")
+    return (
+        Path(dataset or store.dataset)
+        / (task or labels)
+        / safe_name("-".join(part for part in parts if part))
+    )
+
+
+def registration_folder(request: RegisterRequest) -> Path:
+    """Name the folder of a registration; see `run_folder`."""
+    store = store_facts(request.store)
+    dataset, _, task = (request.task or "").rpartition("/")
+    parts = [model_folder(store.model), store.resolution, store.variant] if request.kinds else []
+    parts += ["+".join(request.features), request.method]
+    parts += [f"{key}={_text(value)}" for key, value in sorted(request.settings.items())]
+    parts += [f"{key}={_several(values)}" for key, values in sorted(request.grid.items())]
+    if request.split not in (None, "split") and request.task is None:
+        parts.append(str(request.split))
+    if request.folds is not None:
+        parts.append(f"folds={request.folds}")
+    if request.everything:
+        parts.append("all")
+    labels = safe_name(f"{request.pairs.moving}-{request.pairs.fixed}")
     return (
         Path(dataset or store.dataset)
         / (task or labels)

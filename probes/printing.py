@@ -19,6 +19,7 @@ __all__ = [
     "console",
     "print_comparisons",
     "print_estimates",
+    "print_registration",
     "print_result",
     "print_sweep",
     "table_of",
@@ -54,7 +55,7 @@ def table_of(columns: Sequence[str], *, left: int = 1) -> "Table":
 def print_result(result: "Result") -> None:
     """Print what a fit found."""
     out = console()
-    if result.store.random_weights:
+    if result.random_weights:
         out.print(
             f"RANDOM WEIGHTS ({result.store.weights}): these figures say nothing about the model",
             style="bold red",
@@ -78,6 +79,31 @@ def print_result(result: "Result") -> None:
             "AUC leaves out (one label value among the test items): "
             f"{', '.join(result.auc_skipped)}",
         )
+
+
+def print_registration(result: "Result") -> None:
+    """Print what a registration found: each metric before and after, and label by label."""
+    out = console()
+    if result.random_weights:
+        out.print(
+            f"RANDOM WEIGHTS ({result.store.weights}): these figures say nothing about the model",
+            style="bold red",
+        )
+    for line in (result.title, _who(result), *_choices(result)):
+        out.print(line, soft_wrap=True)
+    table = table_of(["metric", "unregistered", "registered", "sd pairs", "95% interval"])
+    for metric, found in result.metrics.items():
+        before = result.unregistered[metric]
+        table.add_row(
+            metric, figure(before.value), figure(found.value), figure(found.sd_items),
+            _interval(found),
+        )  # fmt: skip
+    out.print(table)
+    _print_classes(result)
+    for note in result.notes:
+        out.print(f"note: {note}", soft_wrap=True, highlight=False)
+    if result.seconds is not None:
+        print(f"{result.seconds:.2g} s a pair (median)")
 
 
 def print_estimates(metrics: "dict[str, Estimate]", *, sd: bool = False) -> None:
@@ -112,7 +138,7 @@ def print_sweep(ran: "Iterable[Ran]", out: "Path") -> None:
             table.add_row(name, "", "", "", "", "", one.state)
             continue
         metric, found = next(iter(one.result.metrics.items()))
-        random = "random weights" if one.result.store.random_weights else ""
+        random = "random weights" if one.result.random_weights else ""
         figures = figure(found.value), _interval(found), figure(found.sd_seeds)
         table.add_row(name, metric, *figures, random, one.state)
     console().print(table)
@@ -162,6 +188,8 @@ def _who(result: "Result") -> str:
     protocol = f"split {split.column!r}" if split.column else f"{split.folds} folds by group"
     if split.protocol == "rows":
         protocol = "ranges of rows"
+    if split.protocol == "all":
+        protocol = "every one tested"
     if split.repeats > 1:
         protocol += f", {split.repeats} times"
     if split.shots is not None:
@@ -171,10 +199,11 @@ def _who(result: "Result") -> str:
     if result.test_store is not None:
         protocol += f", tested on {result.test_store.dataset}"
     val = f", {split.n_val:.0f} validation" if split.n_val else ""
+    what = "pairs" if result.task.kind == "registration" else "items"
     return (
-        f"{result.items} items of {result.groups} groups, {protocol}, about {split.n_train:.0f} "
+        f"{result.items} {what} of {result.groups} groups, {protocol}, about {split.n_train:.0f} "
         f"train{val} and {split.n_test:.0f} test; {len(result.seeds)} seed(s); "
-        f"{len(result.left_out)} items left out"
+        f"{len(result.left_out)} {what} left out"
     )
 
 
@@ -184,7 +213,9 @@ def _choices(result: "Result") -> list[str]:
         return []
     said = [", ".join(f"{k}={v}" for k, v in chosen.items()) for chosen in search.chosen]
     tried = len(search.losses[0])
-    who = "sections that are not tested" if result.task.kind == "instances" else "validation items"
+    who = {"instances": "sections that are not tested", "registration": "pairs not tested"}.get(
+        result.task.kind, "validation items"
+    )
     return [f"{tried} settings tried; {who} chose: {'; '.join(dict.fromkeys(said))}"]
 
 

@@ -55,7 +55,7 @@ def write_report(runs: Path, out: Path, store: Path | None = None) -> Path:
     page = environment.from_string(source).render(
         results=results,
         metrics=list(dict.fromkeys(m for r in results.values() for m in r.metrics)),
-        any_random=any(r.store.random_weights for r in results.values()),
+        any_random=any(r.random_weights for r in results.values()),
         picture=picture,
         published=published_tasks(r.task.name for r in results.values()),
     )

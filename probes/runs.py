@@ -51,7 +51,7 @@ class TaskFacts(_Part):
     name: str | None = None
     of: Literal["item", "row"] = "item"
     targets: tuple[str, ...]
-    kind: Literal["binary", "multiclass", "multilabel", "segmentation", "instances"]
+    kind: Literal["binary", "multiclass", "multilabel", "segmentation", "instances", "registration"]
     classes: tuple[str, ...]
     labels: dict[int, str] = {}
     """Of masks: value, or channel -> class."""
@@ -63,7 +63,7 @@ class TaskFacts(_Part):
         Raises:
             ProbeError: If it is of maps, and items have none.
         """
-        if self.kind == "segmentation" or self.kind == "instances":
+        if self.kind == "segmentation" or self.kind == "instances" or self.kind == "registration":
             raise ProbeError(f"the run is of {self.kind}, which gives no scores of items")
         return self.kind
 
@@ -107,7 +107,7 @@ class StoreOrigin(_Part):
 class SplitFacts(_Part):
     """Who trained and who was tested."""
 
-    protocol: Literal["column", "folds", "rows"]
+    protocol: Literal["column", "folds", "rows", "all"]
     column: str | None
     folds: int | None
     repeats: int = 1
@@ -131,6 +131,8 @@ class Estimate(_Part):
     replicates: int
     sd_seeds: float | None
     sd_folds: float | None
+    sd_items: float | None = None
+    """Of registrations: over the tested pairs."""
 
 
 class Interval(_Part):
@@ -163,6 +165,10 @@ class Result(_Part):
     """Of maps: turned images that trained beside the image as it is."""
     present_only: bool = False
     """Of maps: whether a label's means leave out items whose truth does not have it."""
+    unregistered: dict[str, Estimate] = {}
+    """Of registrations: metrics of the same pairs as they are."""
+    seconds: float | None = None
+    """Of registrations: the median of a pair, from its features to the displacement."""
     notes: tuple[str, ...] = ()
     """What to know before a figure is set beside another's."""
     store: StoreOrigin
@@ -186,11 +192,20 @@ class Result(_Part):
         store = self.store
         variant = f"-{store.variant}" if store.variant else ""
         named = self.task.name or f"{store.dataset}/{'+'.join(self.task.targets)}"
-        return (
-            f"{named}: {store.model} at "
-            f"{store.resolution}{variant} ({store.weights}), {'+'.join(self.features)}, "
-            f"{self.head.name}"
-        )
+        encoder = f"{store.model} at {store.resolution}{variant} ({store.weights})"
+        parts = [encoder] if self.is_of_encoder else []
+        parts += ["+".join(self.features)] if self.features else []
+        return f"{named}: {', '.join([*parts, self.head.name])}"
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the figures are those of weights drawn at random."""
+        return self.store.random_weights and self.is_of_encoder
+
+    @property
+    def is_of_encoder(self) -> bool:
+        """Whether the figures depend on an encoder; those of images and of MIND do not."""
+        return self.task.kind != "registration" or bool({*self.features} - {"mind", "image"})
 
     def write(
         self,

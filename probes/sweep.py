@@ -13,18 +13,24 @@ from typing import Any, Literal
 from dinocache.errors import DinocacheError, RequestError, StoreNotFoundError
 from dinocache.folders import Folder
 from dinocache.layout import HEADER
-from dinocache.manifest import find_task
+from dinocache.manifest import Task, find_task
 from dinocache.places import Where, folder_of
+from probes import map_fit, register
 from probes.fit import fit, inputs_of
-from probes.heads import HEADS
-from probes.places import run_folder
+from probes.heads import DENSE_HEADS, HEADS
+from probes.map_request import MapRequest
+from probes.places import map_folder, registration_folder, run_folder
+from probes.register_request import METHODS, RegisterRequest
 from probes.request import FitRequest
 from probes.runs import Result
-from probes.tasks import stores_of, task_request
+from probes.tasks import map_request, registration_request, stores_of, task_request
 
 __all__ = ["Planned", "Ran", "SweepRequest", "plan_sweep", "run_sweep"]
 
 State = Literal["fitted", "unchanged", "failed"]
+Request = FitRequest | MapRequest | RegisterRequest
+_OF_ITEMS = {"repeats": 1, "by": (), "shots": None, "fraction": None, "pool": None}
+"""What tasks of maps and pairs have none of, and what it is where nobody asks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,7 @@ class SweepRequest:
         models: Encoders; None for all that have stores.
         resolutions: Likewise.
         variant: Of the stores.
-        heads: None takes each task's own.
+        heads: Or methods of registration; None takes each task's own.
         settings: Head -> setting -> values, of which each combination is a run.
         searches: Head -> grid that validation items choose from within a run.
         varied: Field of `FitRequest` -> values, likewise: shots, fraction, pool, features.
@@ -65,7 +71,7 @@ class Planned:
     """One run to be."""
 
     folder: Path
-    request: FitRequest
+    request: Request
     unchanged: bool
     """Whether its folder holds this very run."""
 
@@ -96,11 +102,11 @@ def plan_sweep(request: SweepRequest) -> list[Planned]:
     planned: dict[Path, Planned] = {}
     for name in request.tasks:
         for store, train_store in _stores(request, name):
-            for asked in _combinations(request):
+            for asked in _combinations(request, name):
                 one = _request(request, name, store, train_store, asked)
-                folder = request.out / run_folder(one)
+                folder = request.out / _folder(one)
                 if folder in planned:
-                    continue  # a setting of another head
+                    continue  # a setting of another head, or features that no encoder makes
                 planned[folder] = Planned(
                     folder=folder, request=one, unchanged=_is_there(folder, one)
                 )
@@ -157,11 +163,33 @@ def _outcome(future: "Future[Ran]", planned: Planned) -> Ran:
 def _run(planned: Planned) -> Ran:
     """Fit and write one run, in a process of its own."""
     try:
-        fitted = fit(planned.request)
+        fitted = _fitted(planned)
         fitted.result.write(planned.folder, fitted.predictions, fitted.arrays)
     except DinocacheError as exc:
         return Ran(folder=planned.folder, state="failed", error=str(exc))
     return Ran(folder=planned.folder, state="fitted", result=fitted.result)
+
+
+def _fitted(planned: Planned) -> Any:  # noqa: ANN401 - of either sort
+    if isinstance(planned.request, FitRequest):
+        return fit(planned.request)
+    if isinstance(planned.request, MapRequest):
+        return map_fit.fit_maps(planned.request, planned.folder)
+    return register.register(planned.request, planned.folder)
+
+
+def _folder(request: Request) -> Path:
+    if isinstance(request, FitRequest):
+        return run_folder(request)
+    return map_folder(request) if isinstance(request, MapRequest) else registration_folder(request)
+
+
+def _inputs(request: Request) -> str:
+    if isinstance(request, FitRequest):
+        return inputs_of(request)
+    if isinstance(request, MapRequest):
+        return map_fit.inputs_of(request)
+    return register.inputs_of(request)
 
 
 def _alone() -> None:
@@ -173,11 +201,11 @@ def _alone() -> None:
     threadpool_limits(1)
 
 
-def _is_there(folder: Path, request: FitRequest) -> bool:
+def _is_there(folder: Path, request: Request) -> bool:
     if not (folder / "result.json").is_file():
         return False
     try:
-        return Result.read(folder).inputs == inputs_of(request)
+        return Result.read(folder).inputs == _inputs(request)
     except DinocacheError:
         return False  # of another version: it is fitted again
 
@@ -213,13 +241,14 @@ def _stores(request: SweepRequest, name: str) -> Iterator[tuple[Folder, Folder |
         yield store.folder, trains
 
 
-def _combinations(request: SweepRequest) -> Iterator[dict[str, Any]]:
+def _combinations(request: SweepRequest, name: str) -> Iterator[dict[str, Any]]:
     """Yield what tells runs on one store apart."""
+    own = "linear" if request.targets is not None else find_task(name)[2].head
     varied = [dict(zip(request.varied, v, strict=True)) for v in product(*request.varied.values())]
     for head in request.heads or (None,):
-        if head is not None and head not in HEADS:
-            raise RequestError(f"--head {head!r}: choose from {', '.join(HEADS)}")
-        grid = request.settings.get(head or "", {})
+        if head is not None and head not in (known := [*HEADS, *DENSE_HEADS, *METHODS]):
+            raise RequestError(f"--head {head!r}: choose from {', '.join(known)}")
+        grid = request.settings.get(head or own, {})
         for values in product(*grid.values()):
             for one in varied:
                 yield {**one, "head": head, "settings": dict(zip(grid, values, strict=True))}
@@ -231,10 +260,13 @@ def _request(
     store: Folder,
     train_store: Folder | None,
     asked: Mapping[str, Any],
-) -> FitRequest:
+) -> Request:
     given = {k: v for k, v in {**request.fixed, **asked}.items() if v is not None}
     if request.targets is None:
-        head = given.get("head", find_task(name)[2].head)
+        task = find_task(name)[2]
+        if task.kind in ("segmentation", "instances", "registration"):
+            return _of_maps(name, task, store, given)
+        head = given.get("head", task.head)
     else:
         head = given.setdefault("head", "linear")
     if head in request.searches:
@@ -242,3 +274,15 @@ def _request(
     if request.targets is None:
         return task_request(name, store, train_store=train_store, **given)
     return FitRequest(store=store, targets=request.targets, **given)
+
+
+def _of_maps(name: str, task: Task, store: Folder, given: dict[str, Any]) -> Request:
+    """Put together a run of maps or pairs; refuse what is of items."""
+    for field_name, usual in _OF_ITEMS.items():
+        if given.pop(field_name, usual) != usual:
+            raise RequestError(f"--{field_name}: {name} is a {task.kind}, which has no such thing")
+    if task.kind != "registration":
+        return map_request(name, store, **given)
+    if given.pop("seeds", 1) != 1:
+        raise RequestError(f"--seeds: {name} is a registration, which is done once")
+    return registration_request(name, store, method=given.pop("head", None), **given)

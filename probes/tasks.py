@@ -22,9 +22,18 @@ from dinocache.roots import Place, find_stores
 from dinocache.store import FeatureStore
 from probes.heads import DENSE_HEADS, HEADS
 from probes.map_request import MapRequest
+from probes.register_request import RegisterRequest
 from probes.request import FitRequest, TestOn
 
-__all__ = ["list_tasks", "map_request", "store_of", "stores_of", "task_request", "test_target"]
+__all__ = [
+    "list_tasks",
+    "map_request",
+    "registration_request",
+    "store_of",
+    "stores_of",
+    "task_request",
+    "test_target",
+]
 
 _CLASSIFIES = ("binary", "multiclass", "multilabel")
 
@@ -197,7 +206,7 @@ def map_request(named: str, store: Where, **asked: Any) -> MapRequest:  # noqa: 
     said = {key: value for key, value in asked.items() if value is not None}
     head = str(said.get("head", task.head))
     if task.kind == "registration":
-        raise RequestError(f"{named} is a registration, which `probe fit` does not do")
+        raise RequestError(f"{named} is a registration: `probe register {named}` does it")
     if head not in DENSE_HEADS:
         raise RequestError(
             f"{named} wants the head {head!r}; of maps there are {', '.join(DENSE_HEADS)} so far"
@@ -228,6 +237,53 @@ def map_request(named: str, store: Where, **asked: Any) -> MapRequest:  # noqa: 
         },
     }
     return MapRequest(store=store, **whole)
+
+
+def registration_request(named: str, store: Where, **asked: Any) -> RegisterRequest:  # noqa: ANN401
+    """Put together what a task of registration asks for; what a person says goes first.
+
+    Args:
+        named: DATASET/TASK.
+        store: Of that dataset.
+        **asked: Fields of `RegisterRequest` in place of the task's; None takes the task's.
+
+    Returns:
+        The request.
+
+    Raises:
+        RequestError: If there is no such task, or it is none of registration.
+        StoreError: If the store cannot be read.
+    """
+    manifest, name, task = find_task(named)
+    if task.pairs is None:
+        raise RequestError(f"{named} is a {task.kind}: `probe fit {named}` does it")
+    said = {key: value for key, value in asked.items() if value is not None}
+    dealt_anew = said.get("everything") or said.get("folds") or said.get("split")
+    column = None if dealt_anew else split_column(task.split)
+    wanted = (task.pairs.by, task.pairs.role, *(() if column is None else (column,)))
+    _check_columns(store, manifest, named, wanted)
+    method = said.get("method", task.head)
+    given = {**said.get("settings", {}), **said.get("grid", {})}
+    usual = task.settings if method == task.head else {}
+    tried = task.search if method == task.head and not said.get("everything") else {}
+    features = task.features
+    if method == "voxelmorph":
+        features = tuple(kind for kind in features if kind != "mind")
+    whole: dict[str, Any] = {
+        "task": f"{manifest.name}/{name}",
+        "pairs": task.pairs,
+        "labels": task.labels,
+        "method": method,
+        "features": features or ("dense",),
+        "split": column,
+        "metrics": (*task.metrics, "folding", "log_jacobian_sd"),
+    }
+    whole |= said
+    whole |= {
+        "settings": {k: v for k, v in usual.items() if k not in given} | said.get("settings", {}),
+        "grid": {k: v for k, v in tried.items() if k not in given} | said.get("grid", {}),
+    }
+    return RegisterRequest(store=store, **whole)
 
 
 def test_target(named: str, store: Where) -> TestOn:

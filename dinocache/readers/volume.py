@@ -40,6 +40,7 @@ __all__ = ["VolumeOptions", "VolumeReader"]
 
 Triple = tuple[int, int, int]
 Side = Annotated[int, Field(ge=1, le=1 << 14)]
+Voxels = Annotated[int, Field(ge=0, le=1 << 14)]
 Millimetres = Annotated[float, Field(ge=0, le=1e6)]
 
 _MAX_VOXELS = 1 << 31
@@ -72,6 +73,9 @@ class VolumeOptions(ReaderOptions):
     """(x, y, z) of a voxel, mm; 0 keeps that axis. Images are interpolated linearly, without
     smoothing before (as SimpleITK and torchio do), labels taken from the nearest voxel. The number
     of voxels is rounded; the volume's centre stays."""
+    size: tuple[Voxels, Voxels, Voxels] | None = None
+    """Instead of spacing: (x, y, z) of the whole volume, voxels; 0 keeps that axis. Its edges stay
+    where they are, so volumes of other sizes get voxels of other sizes."""
     crop: Literal["none", "centre", "foreground", "mask"] = "none"
     """Around what it is cut: its centre, the box of its foreground, or the centroid of the labels
     of crop_mask, else of the mask."""
@@ -88,6 +92,8 @@ class VolumeOptions(ReaderOptions):
 
     @model_validator(mode="after")
     def _agree(self) -> "VolumeOptions":
+        if self.spacing is not None and self.size is not None:
+            raise ValueError("spacing and size are two ways to resample; give one of them")
         if self.crop in ("centre", "mask") and self.crop_size is None:
             raise ValueError(f"crop={self.crop} needs a crop_size, (x, y, z) in voxels")
         if self.crop == "none" and self.crop_size is not None:
@@ -246,6 +252,8 @@ class _OpenVolume(OpenItem):
 
     def _resampled(self) -> tuple[Matrix, Triple]:
         wanted = self._settings.spacing
+        if self._settings.size is not None:
+            return self._resized(of_patient(self._settings.size, self._settings.axis))
         if wanted is None or not any(wanted):
             return self._oriented, self._oriented_shape
         if self._source.affine is None:
@@ -260,6 +268,12 @@ class _OpenVolume(OpenItem):
         ]
         new = (sizes[0], sizes[1], sizes[2])
         return self._oriented @ scaling(self._oriented_shape, new, factors), new
+
+    def _resized(self, wanted: Triple) -> tuple[Matrix, Triple]:
+        old = self._oriented_shape
+        x, y, z = (new or count for new, count in zip(wanted, old, strict=True))
+        factors = np.divide(old, (x, y, z))
+        return self._oriented @ scaling(old, (x, y, z), factors), (x, y, z)
 
     def _box(self, matrix: Matrix, shape: Triple) -> tuple[Triple, Triple]:
         """Place the crop: (first voxel, size), on the resampled grid."""

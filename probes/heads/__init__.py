@@ -38,6 +38,7 @@ __all__ = [
     "fit_linear",
     "make_dense_head",
     "make_head",
+    "parse_fields",
     "parse_settings",
 ]
 
@@ -178,16 +179,35 @@ def make_head(name: str, **params: Setting) -> Head:
 
 def _typed(name: str, params: Mapping[str, Setting]) -> dict[str, Setting]:
     """Return settings as their declared types; see `make_head`."""
-    declared = _declared_settings(name)
+    if name not in _ALL:
+        raise ValueError(f"there is no head {name!r}; known heads: {', '.join(_ALL)}")
+    return parse_fields(_ALL[name], f"head {name}", params)
+
+
+def parse_fields(kind: type, whose: str, params: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Read settings as what the constructor of a class declares.
+
+    Args:
+        kind: Its constructor takes keyword arguments only, annotated.
+        whose: Names it in messages, as ``head linear``.
+        params: Values of these types, or text that can be read as such.
+
+    Returns:
+        What was given, each of its declared type.
+
+    Raises:
+        ValueError: If there is no such setting, or a value cannot be read.
+    """
+    declared = _declared_settings(kind)
     typed = {}
     for key, value in params.items():
         if key not in declared:
-            raise ValueError(f"head {name} has no setting {key!r}; it has: {', '.join(declared)}")
+            raise ValueError(f"{whose} has no setting {key!r}; it has: {', '.join(declared)}")
         try:
             typed[key] = _read(value, declared[key])
         except ValueError as exc:
             raise ValueError(
-                f"setting {key} of head {name} must be {_describe(declared[key])}, got {value!r}"
+                f"setting {key} of {whose} must be {_describe(declared[key])}, got {value!r}"
             ) from exc
     return typed
 
@@ -219,11 +239,9 @@ def parse_settings(name: str, texts: Iterable[str]) -> dict[str, Setting]:
     return {key: params[key] for key in given}
 
 
-def _declared_settings(name: str) -> dict[str, object]:
-    """Return the declared type of each setting of a head."""
-    if name not in _ALL:
-        raise ValueError(f"there is no head {name!r}; known heads: {', '.join(_ALL)}")
-    constructor = _ALL[name].__init__
+def _declared_settings(kind: type) -> dict[str, object]:
+    """Return the declared type of each setting of a class."""
+    constructor = kind.__init__  # type: ignore[misc]
     hints = get_type_hints(constructor)
     return {key: hints[key] for key in inspect.signature(constructor).parameters if key != "self"}
 

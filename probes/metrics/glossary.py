@@ -9,7 +9,7 @@ from typing import Literal, get_args
 __all__ = ["GLOSSARY", "MaskMetric", "MaskTask", "check_mask_metrics", "known_mask_metrics"]
 
 MaskTask = Literal["segmentation", "instances", "registration"]
-Family = Literal["overlap", "surface", "component", "frame", "instance"]
+Family = Literal["overlap", "surface", "component", "frame", "instance", "field"]
 Over = Literal["cases", "pooled"]
 Unit = Literal["1", "mm", "ml", "bit"]
 
@@ -21,7 +21,7 @@ class MaskMetric:
     Attributes:
         name: As it is asked for.
         family: What it looks at: counts of voxels, surfaces, connected components, counts frame
-            by frame, or neurons.
+            by frame, neurons, or a displacement.
         tasks: The kinds of task that it is for.
         higher_is_better: Else lower is.
         unit: ``1`` is a share from 0 to 1; ``mm`` is pixels where no spacing is given.
@@ -80,6 +80,7 @@ def _entries() -> Iterable[MaskMetric]:
     yield from _of_components()
     yield from _of_frames()
     yield from _of_instances()
+    yield from _of_fields()
 
 
 def _of_any_label(name: str, sentence: str, source: str, *, mm: bool = False) -> list[MaskMetric]:
@@ -212,6 +213,27 @@ def _of_instances() -> Iterable[MaskMetric]:
                 if name == "arand"
                 else "Meila, J. Multivar. Anal. 2007; skimage variation_of_information"
             ),
+        )
+
+
+def _of_fields() -> Iterable[MaskMetric]:
+    sentences = {
+        "folding": "share of voxels whose Jacobian determinant of x + u(x) is at most 0",
+        "log_jacobian_sd": (
+            "standard deviation of the logarithm of that determinant, where it is above 0"
+        ),
+    }
+    for name, sentence in sentences.items():
+        yield MaskMetric(
+            name=name,
+            family="field",
+            tasks=("registration",),
+            higher_is_better=False,
+            unit="1",
+            over="cases",
+            per_label=False,
+            definition=f"{sentence}; mean over pairs",
+            source="Learn2Reg, Hering et al., IEEE TMI 2022",
         )
 
 

@@ -20,7 +20,8 @@ from dinocache.store import FeatureStore
 from probes.fit import fit
 from probes.heads import HEADS
 from probes.map_fit import fit_maps
-from probes.tasks import map_request, task_request
+from probes.register import register
+from probes.tasks import map_request, registration_request, task_request
 
 
 @pytest.fixture(scope="module", params=miniatures())
@@ -205,6 +206,26 @@ def test_its_tasks_of_maps_are_fitted(
         else:
             assert result.split.protocol == "rows"
             assert {f"{metric}@val" for metric in task.metrics} <= set(result.metrics)
+
+
+def test_its_pairs_are_registered(name: str, outcome: Outcome, tmp_path: Path) -> None:
+    tasks = load_manifest(shipped_manifests()[name]).tasks
+    pairs = {k: t for k, t in tasks.items() if t.kind == "registration"}
+    if not pairs:
+        pytest.skip(f"{name} has no such tasks")
+    for key, task in pairs.items():
+        quick = {"niter": 1, "disp_hw": 1, "components": 3, "lambda_weight": 1.0}
+        request = registration_request(f"{name}/{key}", outcome.path, settings=quick, replicates=20)
+        assert set(task.metrics) <= set(request.metrics)
+        assert request.settings == {**task.settings, **quick}
+        assert not request.grid  # lambda is given
+        result = register(request, tmp_path / key).result
+        assert (result.task.name, result.task.kind) == (f"{name}/{key}", task.kind)
+        assert result.features == task.features
+        assert result.split.column == split_column(task.split)
+        assert set(request.metrics) == set(result.metrics)
+        assert any("TRUE labels" in note for note in result.notes) == (name == "acdc")
+        assert list((tmp_path / key / "pairs").rglob("displacement_mm.nii.gz"))
 
 
 def test_its_tasks_are_fitted(name: str, outcome: Outcome) -> None:

@@ -253,7 +253,7 @@ def test_panels_say_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
         said.extend([title, *(axes.get_title() for axes in panels)])
         return b""
 
-    monkeypatch.setattr(figures, "_png", titles)
+    monkeypatch.setattr(figures, "picture_png", titles)
     ids = np.ones((3, 5), np.uint8)
     affinity_picture(np.zeros((3, 5), np.float32), np.zeros((3, 3, 5)), ids, ids, title="A")
     affinities = ["affinity z", "affinity y", "affinity x"]

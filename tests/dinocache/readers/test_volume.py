@@ -673,6 +673,39 @@ def test_the_spacing_is_what_was_asked_for_and_the_centre_stays(tmp_path: Path) 
     assert np.allclose(before.affine @ old, after.affine @ new)
 
 
+def test_a_size_keeps_the_edges_where_they_are(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", on_file(values()), oblique())
+    with open_volume(path) as item:
+        before = item.geometry
+    with open_volume(path, size=[7, 0, 3], axis="coronal") as item:
+        after = item.geometry
+        assert item.n_rows == Y
+        assert item.rows(0, 1)[0].shape == (1, 3, 7)
+    assert after.shape == (Y, 3, 7)
+    with open_volume(path, axis="coronal") as item:
+        turned = item.geometry
+    for old, new in (((-0.5,) * 3, (-0.5,) * 3), ((X - 0.5, Z - 0.5, 0), (6.5, 2.5, 0))):
+        ends = (np.array([*end, 1]) for end in (old, new))
+        first, second = (g.affine @ end for g, end in zip((turned, after), ends, strict=True))
+        # The first axis that is kept has the same ends, too.
+        assert np.allclose(first, second)
+    assert before.shape == (Z, Y, X)
+
+
+def test_a_size_needs_no_spacing(tmp_path: Path) -> None:
+    """By hand: four voxels become two, whatever their size."""
+    stored = np.zeros((1, 1, 4), np.int16)
+    stored[0, 0] = 0, 10, 30, 60
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(
+        b"NRRD0004\ntype: short\ndimension: 3\nsizes: 4 1 1\nencoding: raw\nendian: little\n\n"
+        + stored.tobytes()
+    )
+    assert read(path, size=[2, 0, 0])[0, 0, 0].tolist() == [5, 45]
+    with pytest.raises(ItemError, match="spacing cannot be changed"):
+        open_volume(path, spacing=[1, 1, 1])
+
+
 # ------------------------------------------------------------------------ crop
 
 
@@ -748,6 +781,8 @@ def test_the_box_of_the_foreground(tmp_path: Path) -> None:
         ({"crop_size": [1, 2, 3]}, "crop_size needs a crop to be the size of: centre"),
         ({"pick": [1, 1]}, "pick must name at least one volume, and each once"),
         ({"spacing": [-1, 1, 1]}, "greater than or equal to 0"),
+        ({"size": [-1, 1, 1]}, "greater than or equal to 0"),
+        ({"size": [9, 9, 0], "spacing": [1, 0, 0]}, "two ways to resample"),
         ({"axis": "oblique"}, "'axial', 'coronal' or 'sagittal'"),
     ],
 )
