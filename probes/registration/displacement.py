@@ -12,9 +12,6 @@ import numpy.typing as npt
 
 __all__ = ["folding", "jacobian_determinant", "log_jacobian_sd", "warp"]
 
-_LEAST, _MOST = 1e-9, 1e9
-"""What determinants are clipped to before their logarithm is taken."""
-
 Floats = npt.NDArray[np.float32]
 
 
@@ -127,26 +124,26 @@ def folding(displacement: npt.NDArray[np.floating[Any]]) -> float:
 
 
 def log_jacobian_sd(displacement: npt.NDArray[np.floating[Any]]) -> float:
-    """Return the standard deviation of log |J| over all voxels: 0 for a shift or a scaling.
+    """Return the standard deviation of log |J| where nothing folds: 0 for a shift or a scaling.
 
-    |J| is clipped to [1e-9, 1e9] first, so a voxel that folds counts as -20.7: a share of 0.1 % of
-    such adds about 0.65 to the figure of an otherwise smooth field. Read it beside `folding`.
+    Voxels that fold have no logarithm; clipped to some small number, a few would be most of the
+    figure. `folding` counts them.
 
     Args:
         displacement: See `jacobian_determinant`.
 
     Returns:
-        The population's (divided by the number of voxels).
+        The population's (divided by the number of voxels); NaN if all of them fold.
 
     Raises:
         ValueError: See `jacobian_determinant`.
 
     References:
-        Learn2Reg's evaluation clips to the same bounds, after it has added 3 to |J|; its figures
-        are smaller.
+        Learn2Reg's evaluation adds 3 to |J| first, and clips; its figures are smaller.
     """
-    clipped = np.clip(jacobian_determinant(displacement).astype(np.float64), _LEAST, _MOST)
-    return float(np.log(clipped).std())
+    determinants = jacobian_determinant(displacement).astype(np.float64)
+    kept = determinants[determinants > 0]
+    return float(np.log(kept).std()) if len(kept) else float("nan")
 
 
 def _check(displacement: npt.NDArray[np.floating[Any]]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from probes.fit import fit
 from probes.heads import HEADS
 from probes.map_fit import fit_maps
 from probes.register import register
+from probes.sweep import SweepRequest, plan_sweep
 from probes.tasks import map_request, registration_request, task_request
 
 
@@ -219,13 +221,28 @@ def test_its_pairs_are_registered(name: str, outcome: Outcome, tmp_path: Path) -
         assert set(task.metrics) <= set(request.metrics)
         assert request.settings == {**task.settings, **quick}
         assert not request.grid  # lambda is given
-        result = register(request, tmp_path / key).result
+        found = register(request, tmp_path / key)
+        result = found.result
         assert (result.task.name, result.task.kind) == (f"{name}/{key}", task.kind)
         assert result.features == task.features
         assert result.split.column == split_column(task.split)
         assert set(request.metrics) == set(result.metrics)
         assert any("TRUE labels" in note for note in result.notes) == (name == "acdc")
         assert list((tmp_path / key / "pairs").rglob("displacement_mm.nii.gz"))
+        # A sweep asks for the same, and leaves it once it is there.
+        sweep = SweepRequest(
+            tasks=(f"{name}/{key}",),
+            root=outcome.path.parents[2],
+            out=tmp_path / "runs",
+            settings={"convexadam": {setting: (value,) for setting, value in quick.items()}},
+            fixed={"replicates": 20, "repeats": 1, "by": ()},
+        )
+        (planned,) = plan_sweep(sweep)
+        assert not planned.unchanged
+        result.write(planned.folder, found.predictions, found.arrays)
+        assert [one.unchanged for one in plan_sweep(sweep)] == [True]
+        with pytest.raises(RequestError, match=r"^--shots: .* is a registration, which"):
+            plan_sweep(replace(sweep, varied={"shots": (3,)}))
 
 
 def test_its_tasks_are_fitted(name: str, outcome: Outcome) -> None:

@@ -112,8 +112,7 @@ def test_regularity_by_hand() -> None:
     assert log_jacobian_sd(u) == pytest.approx(logs.std(), rel=1e-6)
     # Twice as steep they make 2, 2, 1, 0, 0; and 0 folds.
     assert folding(2 * u) == pytest.approx(0.4)
-    clipped = np.log([2, 2, 1, 1e-9, 1e-9])
-    assert log_jacobian_sd(2 * u) == pytest.approx(clipped.std(), rel=1e-6)
+    assert log_jacobian_sd(2 * u) == pytest.approx(np.log([2, 2, 1]).std(), rel=1e-6)
 
 
 FINE = np.zeros((2, 4, 5))
