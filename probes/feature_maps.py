@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocache.errors import ProbeError
+from probes.components import scatter_of, widest_axes
 
 __all__ = ["MOST_PATCHES", "ComponentMaps", "ReadMaps"]
 
@@ -236,44 +237,28 @@ class _Sample:
                 f"three principal components need {_FEWEST} {what} and 3 dimensions, this item "
                 f"has {count} and {self.dim}{way_out}"
             )
-        # Around a patch, so that a mean far from 0 does not use up the digits of the squares.
-        around = np.zeros(0)
-        total, products, at = np.zeros(self.dim), np.zeros((self.dim, self.dim)), 0
+        try:
+            _, mean, scatter = scatter_of(self._chosen(kept))
+        except ProbeError:
+            raise
+        except ValueError as exc:
+            raise ProbeError(
+                "a map holds numbers that are not finite, of which there are no components; "
+                "`dinocache verify` says whether the store is damaged"
+            ) from exc
+        axes = widest_axes(scatter / count, 3)
+        return mean.astype(np.float32), axes.astype(np.float32)
+
+    def _chosen(self, kept: npt.NDArray[np.bool_] | None) -> Iterator[npt.NDArray[Any]]:
+        """Yield all patches, or those kept."""
+        at = 0
         for block in self.blocks():
-            chosen = block if kept is None else block[kept[at : at + len(block)]]
+            yield block if kept is None else block[kept[at : at + len(block)]]
             at += len(block)
-            if not len(chosen):
-                continue
-            wide = chosen.astype(np.float64)
-            if not np.isfinite(wide).all():
-                raise ProbeError(
-                    "a map holds numbers that are not finite, of which there are no components; "
-                    "`dinocache verify` says whether the store is damaged"
-                )
-            if not len(around):
-                around = wide[0].copy()
-            wide -= around
-            total += wide.sum(0)
-            products += wide.T @ wide
-        off = total / count
-        axes = _widest(products / count - np.outer(off, off))
-        return (around + off).astype(np.float32), axes.astype(np.float32)
 
     def scores(self, mean: Floats, basis: Floats) -> Floats:
         """Give the components of all patches: (patches, 3)."""
         return np.concatenate([_project(block, mean, basis) for block in self.blocks()])
-
-
-def _widest(covariance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Give the (dim, 3) axes along which a covariance is widest, their signs fixed."""
-    from scipy.linalg import eigh
-
-    dim = len(covariance)
-    _, axes = eigh(covariance, subset_by_index=[dim - 3, dim - 1])
-    axes = axes[:, ::-1]
-    largest = axes[np.abs(axes).argmax(0), range(3)]
-    signed: npt.NDArray[np.float64] = axes * np.where(largest < 0, -1, 1)
-    return signed
 
 
 def _spaced(n_rows: int, most: int) -> npt.NDArray[np.intp]:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from probes.components import scatter_of, widest_axes
+
 __all__ = ["project", "scaled", "shared_components", "to_grid"]
 
 _BLOCK = 1 << 22
@@ -39,7 +41,7 @@ def shared_components(
     """
     if n_components < 1:
         raise ValueError(f"at least 1 component must be asked for, got {n_components}")
-    count, mean, scatter = _scatter(blocks())
+    count, mean, scatter = scatter_of(blocks())
     dim = len(mean)
     if count < n_components or dim < n_components:
         raise ValueError(
@@ -48,66 +50,7 @@ def shared_components(
         )
     if scatter.trace() <= _LEAST_SPREAD * count * (mean @ mean):
         raise ValueError(f"components are of tokens that differ, these {count} are all the same")
-    return _widest(scatter / count, n_components)
-
-
-def _scatter(
-    blocks: Iterator[npt.NDArray[np.floating[Any]]],
-) -> tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sum up tokens: how many, their (dim,) mean, their (dim, dim) products around it."""
-    count, mean, scatter = 0, np.zeros(0), np.zeros((0, 0))
-    wide, products = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
-    for tokens in _pieces(blocks):
-        length, dim = tokens.shape
-        if not count:
-            mean, scatter = np.zeros(dim), np.zeros((dim, dim))
-            products = np.empty((dim, dim), np.float32)
-        if dim != len(mean):
-            raise ValueError(f"tokens must be of one dimension, got {len(mean)} and {dim}")
-        # Both are written over each time: fresh memory would cost as much as the products.
-        if length > len(wide):
-            wide = np.empty((length, dim), np.float32)
-        around = wide[:length]
-        around[:] = tokens
-        if not np.isfinite(around).all():
-            raise ValueError("tokens must be finite as float32, these are not")
-        own = around.mean(0, dtype=np.float64)
-        around -= own.astype(np.float32)
-        scatter += np.matmul(around.T, around, out=products)
-        # Two means, weighed: what Chan, Golub and LeVeque add where parts are put together.
-        off, total = own - mean, count + length
-        scatter += np.outer(off, off) * (count * length / total)
-        mean += off * (length / total)
-        count = total
-    return count, mean, scatter
-
-
-def _pieces(
-    blocks: Iterator[npt.NDArray[np.floating[Any]]],
-) -> Iterator[npt.NDArray[np.floating[Any]]]:
-    """Cut blocks, so that a large one is no trouble; leave empty ones out."""
-    for block in blocks:
-        if block.ndim != 2 or block.shape[1] == 0:
-            raise ValueError(f"tokens must be (n, dim), got {block.shape}")
-        most = max(1, _BLOCK // block.shape[1])
-        for at in range(0, len(block), most):
-            yield block[at : at + most]
-
-
-def _widest(covariance: npt.NDArray[np.float64], count: int) -> Floats:
-    """Give the (dim, count) axes along which a covariance is widest, their signs fixed."""
-    from scipy.linalg import eigh
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
-
-    dim = len(covariance)
-    # Its steps are small: threads that share them wait for each other where others want a core,
-    # and take up to 50 times as long.
-    with threadpool_limits(1, "blas"):
-        _, axes = eigh(covariance, subset_by_index=[dim - count, dim - 1])
-    axes = axes[:, ::-1]
-    largest = axes[np.abs(axes).argmax(0), range(count)]
-    signed: Floats = (axes * np.where(largest < 0, -1, 1)).astype(np.float32)
-    return signed
+    return widest_axes(scatter / count, n_components).astype(np.float32)
 
 
 def project(maps: npt.NDArray[np.floating[Any]], basis: Floats) -> Floats:
