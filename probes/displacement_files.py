@@ -8,7 +8,9 @@ import numpy.typing as npt
 
 from dinocache.geometry import Geometry, Matrix, apply, write_nifti
 
-__all__ = ["displacement_mm", "write_displacement", "write_grid"]
+__all__ = ["IN_VOXELS", "displacement_mm", "read_displacement", "write_displacement", "write_grid"]
+
+IN_MM, IN_VOXELS = "displacement_mm.nii.gz", "displacement_voxels.nii.gz"
 
 _VECTOR = 1007
 """NIFTI_INTENT_VECTOR: ITK takes its numbers as they are."""
@@ -59,8 +61,18 @@ def write_displacement(
     inner = np.moveaxis(_as_volume(displacement)[::-1], 0, -1)
     for name, vectors in (("mm", displacement_mm(displacement, fixed, moving)), ("voxels", inner)):
         values = vectors.transpose(2, 1, 0, 3)[:, :, :, None, :].astype(np.float32)
-        path = folder / f"displacement_{name}.nii.gz"
+        path = folder / (IN_VOXELS if name == "voxels" else IN_MM)
         write_nifti(path, values, _rows_only(fixed), intent=_VECTOR)
+
+
+def read_displacement(path: Path, axes: int) -> npt.NDArray[np.float32]:
+    """Read back a file `displacement_voxels.nii.gz` of ours: (axes, *grid), voxels."""
+    import nibabel
+
+    image = nibabel.Nifti1Image.from_filename(path)
+    vectors = np.asarray(image.dataobj, np.float32)[:, :, :, 0]
+    volume = vectors.transpose(3, 2, 1, 0)[::-1]
+    return np.ascontiguousarray(volume if axes == 3 else volume[1:, 0])
 
 
 def write_grid(path: Path, values: npt.NDArray[Any], geometry: Geometry) -> None:

@@ -138,7 +138,7 @@ def _result(request: RegisterRequest, run: PairRun, dealt: Dealt) -> Result:
         auc_skipped=(),
         curve=None,
         versions=library_versions(),
-        notes=(*_notes(request, pairs), *dict.fromkeys(run.notes)),
+        notes=_notes(request, pairs),
     )
 
 

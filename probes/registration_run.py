@@ -1,7 +1,7 @@
 """Pairs of a fold, registered one after the other: chosen settings, files, figures, measures."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from dinocache.errors import ProbeError
 from probes.displacement_files import write_displacement, write_grid
+from probes.features import store_state
 from probes.heads import Setting
 from probes.heads.dense_training import telling
+from probes.kept_pairs import KeptPairs
 from probes.map_run import MOST_DRAWN, Key, Told, folder_of_key, tell
 from probes.metrics.cases import Case, measure_case
 from probes.metrics.glossary import GLOSSARY
@@ -35,6 +37,8 @@ from probes.runs import SearchFacts
 __all__ = ["PairRun", "Registered"]
 
 Floats = npt.NDArray[np.float32]
+Displace = Callable[[int], Floats]
+"""Number of a pair -> displacement."""
 _FEATURE_SETTINGS = frozenset(
     {"components", "feature_scale", "inside", "mind_radius", "mind_dilation"}
 )
@@ -61,16 +65,15 @@ class PairRun:
     Attributes:
         found: Seed and number of the fold -> its test pairs, in the fold's order.
         arrays: What was trained, a name each.
-        notes: What to know of the figures.
     """
 
     def __init__(self, request: RegisterRequest, pairs: StoredPairs, folder: Path) -> None:
         self.request, self.pairs, self.folder = request, pairs, folder
         self.found: dict[Key, list[Registered]] = {}
         self.arrays: dict[str, npt.NDArray[Any]] = {}
-        self.notes: list[str] = []
         self._chosen: list[dict[str, Setting]] = []
         self._losses: list[tuple[float, ...]] = []
+        self._kept = KeptPairs(request.digest(store=store_state(request.store)))
 
     @property
     def search(self) -> SearchFacts | None:
@@ -86,24 +89,38 @@ class PairRun:
     def do(self, key: Key, fold: Fold) -> None:
         """Choose settings, or train, and register a fold's test pairs.
 
+        What was done before it was interrupted is not done again.
+
         Raises:
             ProbeError: If nothing is left to choose or train by, or a pair allows no features.
             OSError: If a file cannot be written.
         """
-        method = make_method(self.request.method, **self.request.settings, **self._choose(fold))
-        ask = self._asker(method, key, fold)
+        chosen = self._choose(key, fold)
+        method = make_method(self.request.method, **self.request.settings, **chosen)
+        ask, settings = self._asker(method, key, fold), asdict(method)
         for number, pair in enumerate(fold.test.tolist()):
             tell(f"fold {key[1]}: pair {number + 1} of {len(fold.test)}")
-            began = time.perf_counter()
-            displacement = ask(pair)
-            seconds = time.perf_counter() - began
-            self.found.setdefault(key, []).append(self._measured(key, pair, displacement, seconds))
+            place = self._place(key, pair)
+            kept = self._kept.displacement(place, settings, len(self.pairs.grid(pair)))
+            if kept is None:
+                began = time.perf_counter()
+                displacement = ask(pair)
+                seconds = time.perf_counter() - began
+            else:
+                displacement, seconds = kept
+            done = self._measured(key, pair, displacement, seconds, written=kept is not None)
+            self.found.setdefault(key, []).append(done)
+            if kept is None and self.request.method != "unregistered":
+                self._kept.keep_displacement(place, settings, seconds)
+
+    def _place(self, key: Key, pair: int) -> Path:
+        return folder_of_key(self.folder / "pairs", key) / safe_name(self.pairs.pairs[pair].name)
 
     # ------------------------------------------------------------------ displacements
 
     def _asker(
         self, method: UnregisteredMethod | ConvexAdamMethod | VoxelMorphMethod, key: Key, fold: Fold
-    ) -> Any:  # noqa: ANN401 - number of a pair -> displacement
+    ) -> Displace:
         if isinstance(method, UnregisteredMethod):
             return self._nothing
         if isinstance(method, ConvexAdamMethod):
@@ -115,7 +132,7 @@ class PairRun:
         grid = self.pairs.grid(pair)
         return np.zeros((len(grid), *grid), np.float32)
 
-    def _trained(self, method: VoxelMorphMethod, key: Key, fold: Fold) -> Any:  # noqa: ANN401
+    def _trained(self, method: VoxelMorphMethod, key: Key, fold: Fold) -> Displace:
         from probes.registration.voxelmorph import VoxelMorph
 
         if not len(fold.train):
@@ -133,16 +150,16 @@ class PairRun:
                 checkpoint=checkpoint,
             )
         checkpoint.unlink(missing_ok=True)
-        learned = {f"s{key[0]}.f{key[1]}.{n}": a for n, a in network.to_arrays().items()}
+        learned = dict(network.to_arrays())
         if features.learned is not None:
-            learned[f"s{key[0]}.f{key[1]}.basis"] = features.learned.basis
-        self.arrays |= learned
+            learned |= {n: np.asarray(a) for n, a in features.learned._asdict().items()}
+        self.arrays |= {f"s{key[0]}.f{key[1]}.{name}": array for name, array in learned.items()}
         tested = _Source(features, np.arange(len(self.pairs)))
         return lambda pair: network.displacement(tested, pair)
 
     # ------------------------------------------------------------------ search
 
-    def _choose(self, fold: Fold) -> dict[str, Setting]:
+    def _choose(self, key: Key, fold: Fold) -> dict[str, Setting]:
         """Try settings on pairs that are not tested, and keep what their labels agree best by."""
         grid = self.request.grid
         if not grid:
@@ -157,12 +174,15 @@ class PairRun:
         tried = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
         # Settings of features outermost: a pair's features are then made once for the others.
         tried.sort(key=lambda one: [repr(one[n]) for n in grid if n in _FEATURE_SETTINGS])
-        losses = np.zeros((len(tried), len(by)))
-        for place, pair in enumerate(by.tolist()):
+        path = self.folder / f".search.f{key[1]}.json"
+        losses = self._kept.losses(path)
+        names = [self.pairs.pairs[pair].name for pair in by.tolist()]
+        for place, (pair, name) in enumerate(zip(by.tolist(), names, strict=True)):
             tell(f"choosing: pair {place + 1} of {len(by)}, {len(tried)} settings")
-            for number, loss in enumerate(self._losses_of(pair, tried)):
-                losses[number, place] = loss
-        means = losses.mean(axis=1)
+            if name not in losses:
+                losses[name] = list(self._losses_of(pair, tried))
+                self._kept.keep_losses(path, losses)
+        means = np.mean([losses[name] for name in names], axis=0)
         best = tried[int(means.argmin())]
         self._chosen.append(best)
         order = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
@@ -185,7 +205,9 @@ class PairRun:
 
     # ------------------------------------------------------------------ what comes of it
 
-    def _measured(self, key: Key, pair: int, displacement: Floats, seconds: float) -> Registered:
+    def _measured(
+        self, key: Key, pair: int, displacement: Floats, seconds: float, *, written: bool
+    ) -> Registered:
         from probes.registration.displacement import folding, log_jacobian_sd
 
         warped = self._warp_labels(pair, displacement)
@@ -202,8 +224,13 @@ class PairRun:
                 if name in self.request.metrics
             }
             found.append(Case(counts=case.counts, values={**case.values, **values}))
-        drawn = len(self.found.get(key, ())) < MOST_DRAWN
-        self._write(key, pair, displacement, warped, draws=drawn)
+        if not written:
+            self._write(self._place(key, pair), pair, displacement, warped)
+        if len(self.found.get(key, ())) < MOST_DRAWN:
+            drawn = folder_of_key(self.folder / "warps", key)
+            drawn.mkdir(parents=True, exist_ok=True)
+            name = safe_name(self.pairs.pairs[pair].name)
+            (drawn / f"{name}.png").write_bytes(self._drawn(pair, displacement, warped))
         return Registered(before=found[0], after=found[1], seconds=seconds)
 
     def _warp_labels(self, pair: int, displacement: Floats) -> npt.NDArray[np.uint8]:
@@ -224,30 +251,19 @@ class PairRun:
         )
 
     def _write(
-        self,
-        key: Key,
-        pair: int,
-        displacement: Floats,
-        labels: npt.NDArray[np.uint8],
-        *,
-        draws: bool,
+        self, place: Path, pair: int, displacement: Floats, labels: npt.NDArray[np.uint8]
     ) -> None:
         from probes.registration.displacement import warp
 
-        name = safe_name(self.pairs.pairs[pair].name)
+        if self.request.method == "unregistered":
+            return
         geometry = self.pairs.geometry(pair)
-        if self.request.method != "unregistered":
-            place = folder_of_key(self.folder / "pairs", key) / name
-            place.mkdir(parents=True, exist_ok=True)
-            write_displacement(place, displacement, *geometry)
-            image = warp(self.pairs.values(pair)[1], displacement)
-            write_grid(place / "warped.nii.gz", image, geometry[0])
-            own = np.array([0, *self.request.labels], np.uint8)[labels]
-            write_grid(place / "warped_labels.nii.gz", own, geometry[0])
-        if draws:
-            place = folder_of_key(self.folder / "warps", key)
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{name}.png").write_bytes(self._drawn(pair, displacement, labels))
+        place.mkdir(parents=True, exist_ok=True)
+        write_displacement(place, displacement, *geometry)
+        image = warp(self.pairs.values(pair)[1], displacement)
+        write_grid(place / "warped.nii.gz", image, geometry[0])
+        own = np.array([0, *self.request.labels], np.uint8)[labels]
+        write_grid(place / "warped_labels.nii.gz", own, geometry[0])
 
     def _drawn(self, pair: int, displacement: Floats, labels: npt.NDArray[np.uint8]) -> bytes:
         """Draw the slice with the most labels."""

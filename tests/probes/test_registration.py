@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dinocache.errors import ProbeError, RequestError
 from dinocache.extract import extract
 from dinocache.geometry import Geometry
 from dinocache.manifest import Pairs
+from probes import registration_run
 from probes.cli import main
 from probes.displacement_files import displacement_mm, write_displacement
 from probes.pairs import distance_unit, stored_pairs
@@ -206,6 +208,51 @@ def test_validation_pairs_choose(store: Path, tmp_path: Path) -> None:
     cells = ["tp", "fp", "fn"]
     tp, fp, fn = (table[[f"{cell}.wall", f"{cell}.cavity"]].to_numpy(float) for cell in cells)
     assert losses[2] == pytest.approx(1 - (2 * tp / (2 * tp + fp + fn)).mean(), abs=1e-9)
+
+
+def test_an_interrupted_registration_goes_on(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = asked(
+        store, folds=3, settings={"grid_sp": "1x4x4", "niter": 2}, grid={"disp_hw": (1, 2)}
+    )
+    whole = register(request, tmp_path / "whole")
+    monkeypatch.setattr(registration_run, "MOST_DRAWN", 0)
+    done: list[int] = []
+    real = registration_run._convex_adam
+
+    def interrupted(*given: object) -> object:
+        done.append(1)
+        if len(done) == most:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(registration_run, "_convex_adam", interrupted)
+    # Each of three folds chooses by four pairs and tests two: 8 + 2.
+    for most, total in ((4, 3), (11, 9), (5, 4), (99, 14)):
+        done.clear()
+        if most < 99:
+            with pytest.raises(KeyboardInterrupt):
+                register(request, tmp_path / "parts")
+        else:
+            parts = register(request, tmp_path / "parts")
+        assert len(done) == (most if most < 99 else total)
+    fields = {"metrics", "per_class", "head", "unregistered"}
+    assert parts.result.model_dump(include=fields) == whole.result.model_dump(include=fields)
+    done.clear()
+    register(request, tmp_path / "parts")
+    assert not done
+    # A damaged file is made anew, and so is all of another request.
+    damaged = tmp_path / "parts/pairs/s0.f1/h2/displacement_voxels.nii.gz"
+    kept = damaged.read_bytes()
+    damaged.write_bytes(kept[:-40])
+    done.clear()
+    register(request, tmp_path / "parts")
+    assert len(done) == 1
+    assert damaged.read_bytes() == kept
+    done.clear()
+    register(replace(request, settings={"grid_sp": "1x4x4", "niter": 3}), tmp_path / "parts")
+    assert len(done) == 30
 
 
 def test_folds_and_everything(store: Path, tmp_path: Path) -> None:
