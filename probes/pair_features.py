@@ -135,8 +135,10 @@ class PairFeatures:
                     yield from self._tokens(case, image)
 
         named = ", ".join(self.pairs.pairs[number].name for number in numbers[:3])
+        # Some encoders have fewer channels: all of them are taken then.
+        wanted = min(self.settings.components, sum(self.pairs.cases.channels))
         try:
-            return shared_components(blocks, self.settings.components)
+            return shared_components(blocks, wanted)
         except ValueError as exc:
             raise ProbeError(f"components of {named}: {exc}") from exc
 

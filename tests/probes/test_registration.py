@@ -22,6 +22,7 @@ from dinocache.manifest import Pairs
 from probes import registration_run
 from probes.cli import main
 from probes.displacement_files import displacement_mm, write_displacement
+from probes.pair_features import PairFeatures
 from probes.pairs import distance_unit, stored_pairs
 from probes.register import register
 from probes.register_request import RegisterRequest, make_method, parse_method_settings
@@ -401,8 +402,6 @@ def test_what_cannot_be_is_one_line(store: Path, place: Path, tmp_path: Path) ->
         register(asked(store, **rule), tmp_path)
     with pytest.raises(ProbeError, match="its mask holds the label 5, which the task"):
         register(asked(store, labels={2: "wall"}), tmp_path)
-    with pytest.raises(ProbeError, match=r"^components of h4: "):
-        register(asked(store, features=("dense",), settings={"components": 4000}), tmp_path)
     vectors = changed_kinds(place, tmp_path)
     with pytest.raises(Exception, match=r"has no 'dense' .*add it with"):
         register(asked(vectors, features=("dense",)), tmp_path)
@@ -411,6 +410,14 @@ def test_what_cannot_be_is_one_line(store: Path, place: Path, tmp_path: Path) ->
 def changed_kinds(place: Path, folder: Path) -> Path:
     table = place / "hearts.csv"
     return extract(tiny_request(table, folder / "g", features=("cls", "image", "mask"))).path
+
+
+def test_of_few_channels_all_are_taken(store: Path) -> None:
+    pairs = stored_pairs(store, ("dense",), LABELS, RULE)
+    (channels,) = pairs.cases.channels
+    method = make_method("convexadam", components=channels + 5)
+    fixed, moving = PairFeatures(pairs, ("dense", "mind"), method).of(3)
+    assert fixed.shape == moving.shape == (channels + 12, 6, 44, 36)
 
 
 @pytest.mark.parametrize(
