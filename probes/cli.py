@@ -500,6 +500,8 @@ def register(
 
     named = {"--by": by, "--role": role, "--moving": moving, "--fixed": fixed, "--labels": labels}
     is_task = not _is_place(what)
+    if is_task and (kind := find_task(what)[2].kind) != "registration":
+        raise RequestError(f"{what} is of the kind {kind}: `probe fit {what}` does it")
     kinds, encoder = _kinds_and_encoder(features)
     chosen = method or (find_task(what)[2].head if is_task else "convexadam")
     try:

@@ -185,11 +185,7 @@ def _print_classes(result: "Result") -> None:
 
 def _who(result: "Result") -> str:
     split = result.split
-    protocol = f"split {split.column!r}" if split.column else f"{split.folds} folds by group"
-    if split.protocol == "rows":
-        protocol = "ranges of rows"
-    if split.protocol == "all":
-        protocol = "every one tested"
+    protocol = split.said
     if split.repeats > 1:
         protocol += f", {split.repeats} times"
     if split.shots is not None:

@@ -119,6 +119,15 @@ class SplitFacts(_Part):
     n_val: float = 0
     n_test: float
 
+    @property
+    def said(self) -> str:
+        """Name the protocol in a few words."""
+        if self.protocol == "rows":
+            return "ranges of rows"
+        if self.protocol == "all":
+            return "every one tested"
+        return f"split {self.column!r}" if self.column else f"{self.folds} folds by group"
+
 
 class Estimate(_Part):
     """A metric with its interval; None where it is not defined."""

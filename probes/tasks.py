@@ -256,7 +256,7 @@ def registration_request(named: str, store: Where, **asked: Any) -> RegisterRequ
     """
     manifest, name, task = find_task(named)
     if task.pairs is None:
-        raise RequestError(f"{named} is a {task.kind}: `probe fit {named}` does it")
+        raise RequestError(f"{named} is of the kind {task.kind}: `probe fit {named}` does it")
     said = {key: value for key, value in asked.items() if value is not None}
     dealt_anew = said.get("everything") or said.get("folds") or said.get("split")
     column = None if dealt_anew else split_column(task.split)

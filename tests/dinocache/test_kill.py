@@ -47,6 +47,7 @@ def test_killed_between_any_two_file_operations(
     assert int(str(found["kills"])) >= operations // every
 
 
+@pytest.mark.long
 def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     found = run("random", make_table(tmp_path, 1000), tmp_path, 20)
     assert found["kills"] == 20

@@ -546,7 +546,12 @@ def undisturbed(held_table: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.parametrize(
-    "how", ["SIGTERM", pytest.param("SIGINT twice", marks=pytest.mark.long), "parent killed"]
+    "how",
+    [
+        "SIGTERM",
+        pytest.param("SIGINT twice", marks=pytest.mark.long),
+        pytest.param("parent killed", marks=pytest.mark.long),
+    ],
 )
 def test_whatever_ends_a_run_what_is_committed_is_whole(
     tmp_path: Path, held_table: Path, undisturbed: dict[str, bytes], how: str

@@ -133,7 +133,7 @@ def test_every_figure_stands_with_its_interval(tmp_path: Path) -> None:
             figure = value + 0.011 * place
             assert f"{figure:.3f} {figure - 0.07:.3f} to {figure + 0.13:.3f}" in text
     assert "42 items, 21 groups; 3 folds by group" in text
-    assert "42 items, 21 groups; split “fold”; 1 items left out" in text
+    assert "42 items, 21 groups; split 'fold'; 1 items left out" in text
     assert text.index("auc") < text.index("accuracy") < text.index("f1")
 
 
