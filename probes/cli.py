@@ -53,6 +53,10 @@ Target = Annotated[
 Root = Annotated[
     str, typer.Option("--store", help="Of a task: root of the stores, a folder or a URL.")
 ]
+Model = Annotated[str, typer.Option(help="Of a task: the encoder.")]
+Resolution = Annotated[
+    str | None, typer.Option(help="Of a task: 512, or 512x640. Default: the only store's.")
+]
 Variant = Annotated[str, typer.Option(help="Of a task: of the store.")]
 Features = Annotated[
     str | None,
@@ -110,6 +114,7 @@ Trust = Annotated[
         "--trust", help="Take what somebody declared of imported features for what they are."
     ),
 ]
+ResultAsJson = Annotated[bool, typer.Option("--json", help="Print result.json on standard output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -126,10 +131,8 @@ def fit(
     ],
     target: Target = None,
     store: Root = "features",
-    model: Annotated[str, typer.Option(help="Of a task: the encoder.")] = "dinov3-s",
-    resolution: Annotated[
-        str | None, typer.Option(help="Of a task: 512, or 512x640. Default: the only store's.")
-    ] = None,
+    model: Model = "dinov3-s",
+    resolution: Resolution = None,
     variant: Variant = "",
     head: Annotated[
         str | None,
@@ -229,9 +232,7 @@ def fit(
             "<model>-<res>-<kinds>-<head>, and what else is not as usual."
         ),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print result.json on standard output.")
-    ] = False,
+    json: ResultAsJson = False,
 ) -> None:
     """Fit a head on the features of a store and judge it on items it has not seen.
 
@@ -407,10 +408,8 @@ def register(
         ),
     ],
     store: Root = "features",
-    model: Annotated[str, typer.Option(help="Of a task: the encoder.")] = "dinov3-s",
-    resolution: Annotated[
-        str | None, typer.Option(help="Of a task: 512, or 512x640. Default: the only store's.")
-    ] = None,
+    model: Model = "dinov3-s",
+    resolution: Resolution = None,
     variant: Variant = "",
     features: Annotated[
         str | None,
@@ -471,9 +470,7 @@ def register(
             "and what else is not as usual."
         ),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print result.json on standard output.")
-    ] = False,
+    json: ResultAsJson = False,
 ) -> None:
     """Register pairs of images by the features of a store, and judge how well their labels agree.
 

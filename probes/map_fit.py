@@ -1,6 +1,7 @@
 """A fit of maps: labels of pixels or voxels told from patch features, and judged."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from probes.runs import Estimate, HeadFacts, Result, TaskFacts, library_versions
 from probes.segmentation import ClassRun
 from probes.stats import group_bootstrap_weights, group_draws
 
-__all__ = ["CELLS", "MapFit", "columns_of", "fit_maps", "inputs_of", "judge_cases"]
+__all__ = ["CELLS", "MapFit", "columns_of", "fit_maps", "inputs_of", "judge_cases", "refused"]
 
 CELLS = ("tp", "fp", "fn", "tn")
 """Columns of predictions: what is counted of each class, and, without its name, of any."""
@@ -64,23 +65,13 @@ def fit_maps(request: MapRequest, folder: Path) -> MapFit:
         request.labels,
         sort="instances" if neurons else "classes",
     )
-    try:
+    with refused(folder):
         split = split_maps(request, cases)
         run = (NeuronRun if neurons else ClassRun)(request, split.cases, folder)
         for seed in seeds_of_maps(request):
             for number, fold in enumerate(split.folds):
                 run.do((seed, number), fold)
         judged = _judge(request, run, split)
-    except OSError as exc:
-        raise ProbeError(f"cannot write the run {folder}: {exc.strerror or exc}") from exc
-    except ModuleNotFoundError as exc:
-        raise ProbeError(
-            f"{exc.name} is not installed: `pip install 'dinocache[dense]'` brings what heads of "
-            "maps need"
-        ) from exc
-    except ValueError as exc:
-        # The layers below know arrays only; their messages say what was expected and what came.
-        raise exc if isinstance(exc, ProbeError) else ProbeError(str(exc)) from exc
     return MapFit(
         result=_result(request, run, split, judged, left_out),
         predictions=_table(request, run, split),
@@ -90,6 +81,28 @@ def fit_maps(request: MapRequest, folder: Path) -> MapFit:
             for name, array in head.to_arrays().items()
         },
     )
+
+
+@contextlib.contextmanager
+def refused(folder: Path) -> Iterator[None]:
+    """Say what stops a run of maps or pairs as a person is told it.
+
+    Raises:
+        ProbeError: For what cannot be written to the run's folder, a library that is missing, and
+            arrays that the layers below refuse.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise ProbeError(f"cannot write the run {folder}: {exc.strerror or exc}") from exc
+    except ModuleNotFoundError as exc:
+        raise ProbeError(
+            f"{exc.name} is not installed: `pip install 'dinocache[dense]'` brings what maps and "
+            "pairs need"
+        ) from exc
+    except ValueError as exc:
+        # The layers below know arrays only; their messages say what was expected and what came.
+        raise exc if isinstance(exc, ProbeError) else ProbeError(str(exc)) from exc
 
 
 def inputs_of(request: MapRequest) -> str:

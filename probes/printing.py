@@ -55,14 +55,7 @@ def table_of(columns: Sequence[str], *, left: int = 1) -> "Table":
 def print_result(result: "Result") -> None:
     """Print what a fit found."""
     out = console()
-    if result.random_weights:
-        out.print(
-            f"RANDOM WEIGHTS ({result.store.weights}): these figures say nothing about the model",
-            style="bold red",
-        )
-    positive = f", positive: {result.task.classes[0]}" if result.task.kind == "binary" else ""
-    for line in (f"{result.title}{positive}", _who(result), *_choices(result)):
-        out.print(line, soft_wrap=True)
+    _print_head(result)
     print_estimates(result.metrics, sd=True)
     if result.task.kind != "binary" and result.per_class:
         _print_classes(result)
@@ -81,16 +74,23 @@ def print_result(result: "Result") -> None:
         )
 
 
-def print_registration(result: "Result") -> None:
-    """Print what a registration found: each metric before and after, and label by label."""
+def _print_head(result: "Result") -> None:
+    """Print which run it is, who took part, and what was chosen."""
     out = console()
     if result.random_weights:
         out.print(
             f"RANDOM WEIGHTS ({result.store.weights}): these figures say nothing about the model",
             style="bold red",
         )
-    for line in (result.title, _who(result), *_choices(result)):
+    positive = f", positive: {result.task.classes[0]}" if result.task.kind == "binary" else ""
+    for line in (f"{result.title}{positive}", _who(result), *_choices(result)):
         out.print(line, soft_wrap=True)
+
+
+def print_registration(result: "Result") -> None:
+    """Print what a registration found: each metric before and after, and label by label."""
+    out = console()
+    _print_head(result)
     table = table_of(["metric", "unregistered", "registered", "sd pairs", "95% interval"])
     for metric, found in result.metrics.items():
         before = result.unregistered[metric]

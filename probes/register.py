@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dinocache.errors import ProbeError
 from probes.features import store_facts, store_state
-from probes.map_fit import MapFit, columns_of, judge_cases
+from probes.map_fit import MapFit, columns_of, judge_cases, refused
 from probes.map_run import Key
 from probes.map_split import Dealt, deal_items
 from probes.metrics.cases import Case, evaluate_cases
@@ -41,9 +40,9 @@ def register(request: RegisterRequest, folder: Path) -> MapFit:
         ProbeError: If no pair can be registered, or the split does not allow it.
     """
     pairs = stored_pairs(request.store, request.kinds, request.labels, request.pairs)
-    try:
+    with refused(folder):
         dealt = _deal(request, pairs)
-        run = PairRun(request, pairs, folder)
+        run = PairRun(request, pairs, folder, inputs_of(request))
         for number, fold in enumerate(dealt.folds):
             run.do((0, number), fold)
         return MapFit(
@@ -51,16 +50,6 @@ def register(request: RegisterRequest, folder: Path) -> MapFit:
             predictions=_table(request, run, dealt.folds),
             arrays=run.arrays,
         )
-    except OSError as exc:
-        raise ProbeError(f"cannot write the run {folder}: {exc.strerror or exc}") from exc
-    except ModuleNotFoundError as exc:
-        raise ProbeError(
-            f"{exc.name} is not installed: `pip install 'dinocache[dense]'` brings what "
-            "registrations need"
-        ) from exc
-    except ValueError as exc:
-        # The layers below know arrays only; their messages say what was expected and what came.
-        raise exc if isinstance(exc, ProbeError) else ProbeError(str(exc)) from exc
 
 
 def inputs_of(request: RegisterRequest) -> str:
@@ -112,7 +101,7 @@ def _result(request: RegisterRequest, run: PairRun, dealt: Dealt) -> Result:
     seconds = [one.seconds for found in run.found.values() for one in found]
     method = make_method(request.method, **request.settings)
     return Result(
-        inputs=inputs_of(request),
+        inputs=run.inputs,
         task=TaskFacts(
             name=request.task,
             targets=("mask",),

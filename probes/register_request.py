@@ -13,6 +13,8 @@ from dinocache.manifest import Pairs
 from dinocache.places import Where
 from probes.heads import Setting, parse_fields
 from probes.metrics.glossary import check_mask_metrics
+from probes.registration.convexadam import ConvexAdamSettings
+from probes.registration.voxelmorph_settings import VoxelMorphSettings
 
 __all__ = [
     "COMPUTED",
@@ -92,8 +94,15 @@ class ConvexAdamMethod(_FeatureSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.settings(3)
+
+    def settings(self, axes: int) -> ConvexAdamSettings:
+        """Give what ConvexAdam takes; of three values for (z, y, x) pictures take the last two."""
+        values = {one.name: getattr(self, one.name) for one in fields(ConvexAdamSettings)}
         for name in ("grid_sp", "disp_hw", "grid_sp_adam"):
-            steps(name, getattr(self, name))
+            step = _steps(name, values[name])
+            values[name] = step if isinstance(step, int) else step[-axes:]
+        return ConvexAdamSettings(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +127,15 @@ class VoxelMorphMethod(_FeatureSettings):
     int_steps: int = 7
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.settings()
+
+    def settings(self) -> VoxelMorphSettings:
+        """Give what the network takes."""
+        own = {one.name for one in fields(VoxelMorphSettings)}
+        return VoxelMorphSettings(**{n: v for n, v in vars(self).items() if n in own})
+
 
 Method = UnregisteredMethod | ConvexAdamMethod | VoxelMorphMethod
 METHODS: Mapping[str, type[UnregisteredMethod | ConvexAdamMethod | VoxelMorphMethod]] = (
@@ -131,7 +149,7 @@ METHODS: Mapping[str, type[UnregisteredMethod | ConvexAdamMethod | VoxelMorphMet
 )
 
 
-def steps(name: str, value: int | str) -> int | tuple[int, ...]:
+def _steps(name: str, value: int | str) -> int | tuple[int, ...]:
     """Read 4, or 2x4x4.
 
     Raises:

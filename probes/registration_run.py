@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from dinocache.errors import ProbeError
 from probes.displacement_files import write_displacement, write_grid
-from probes.features import store_state
 from probes.heads import Setting
 from probes.heads.dense_training import telling
 from probes.kept_pairs import KeptPairs
@@ -30,8 +29,8 @@ from probes.register_request import (
     UnregisteredMethod,
     VoxelMorphMethod,
     make_method,
-    steps,
 )
+from probes.registration.convexadam import convex_adam
 from probes.runs import SearchFacts
 
 __all__ = ["PairRun", "Registered"]
@@ -63,17 +62,20 @@ class PairRun:
     """Registers the test pairs of folds; files are written as they come.
 
     Attributes:
+        inputs: All that decides the figures, summed up.
         found: Seed and number of the fold -> its test pairs, in the fold's order.
         arrays: What was trained, a name each.
     """
 
-    def __init__(self, request: RegisterRequest, pairs: StoredPairs, folder: Path) -> None:
-        self.request, self.pairs, self.folder = request, pairs, folder
+    def __init__(
+        self, request: RegisterRequest, pairs: StoredPairs, folder: Path, inputs: str
+    ) -> None:
+        self.request, self.pairs, self.folder, self.inputs = request, pairs, folder, inputs
         self.found: dict[Key, list[Registered]] = {}
         self.arrays: dict[str, npt.NDArray[Any]] = {}
         self._chosen: list[dict[str, Setting]] = []
         self._losses: list[tuple[float, ...]] = []
-        self._kept = KeptPairs(request.digest(store=store_state(request.store)))
+        self._kept = KeptPairs(inputs)
 
     @property
     def search(self) -> SearchFacts | None:
@@ -140,7 +142,7 @@ class PairRun:
         features = PairFeatures(self.pairs, self.request.features, method).fitted(
             fold.train.tolist()
         )
-        network = VoxelMorph(_voxelmorph_settings(method))
+        network = VoxelMorph(method.settings())
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = self.folder / f".fit.f{key[1]}.safetensors"
         with telling(Told(f"fold {key[1]}")):
@@ -326,24 +328,5 @@ class _Source:
 def _convex_adam(stacks: tuple[Floats, Floats], method: ConvexAdamMethod) -> Floats:
     import torch
 
-    from probes.registration.convexadam import ConvexAdamSettings, convex_adam
-
-    own = {one.name for one in fields(ConvexAdamSettings)}
-    values = {name: value for name, value in asdict(method).items() if name in own}
-    for name in ("grid_sp", "disp_hw", "grid_sp_adam"):
-        values[name] = _of_axes(steps(name, values[name]), stacks[0].ndim - 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return convex_adam(*stacks, ConvexAdamSettings(**values), device=device)
-
-
-def _of_axes(value: int | tuple[int, ...], axes: int) -> int | tuple[int, ...]:
-    """Of three values given for volumes, pictures take the last two."""
-    return value if isinstance(value, int) else value[-axes:]
-
-
-def _voxelmorph_settings(method: VoxelMorphMethod) -> Any:  # noqa: ANN401 - loaded late
-    from probes.registration.voxelmorph_settings import VoxelMorphSettings
-
-    own = {one.name for one in fields(VoxelMorphSettings)}
-    values = {n: v for n, v in asdict(method).items() if n in own and v is not None}
-    return VoxelMorphSettings(**values)
+    return convex_adam(*stacks, method.settings(stacks[0].ndim - 1), device=device)

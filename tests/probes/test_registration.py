@@ -433,6 +433,11 @@ def test_of_few_channels_all_are_taken(store: Path) -> None:
         ({"grid": {"niter": (1, 2)}}, "niter is given as one value and as several"),
         ({"settings": {"lambda": 3}}, "method convexadam has no setting 'lambda'"),
         ({"settings": {"grid_sp": "0x4"}}, "'0x4' is not a number, or one for each axis"),
+        ({"settings": {"niter": -1}}, "niter must be a whole number of at least 0, got -1"),
+        (
+            {"method": "voxelmorph", "features": ("image",), "settings": {"epochs": 0}},
+            "epochs must be a whole number of at least 1, got 0",
+        ),
         ({"metrics": ("voi",)}, "metric 'voi' is for instances"),
         ({"method": "voxelmorph", "settings": {}}, "voxelmorph takes images and maps, not mind"),
     ],
