@@ -612,6 +612,76 @@ def inspect(
 
 
 @app.command()
+def show(
+    store: StoreArgument,
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ITEM]...", help="Default: the first few of the store."),
+    ] = None,
+    patch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Y,X",
+            help="Compare this patch to all others: its row and column on the grid, from 0.",
+        ),
+    ] = None,
+    nearest: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="N",
+            help="Draw the N items whose vectors are nearest by cosine.",
+        ),
+    ] = None,
+    row: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of items of several rows, from 0. Default: some, evenly spread."),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="A map, a vector, or both, as dense.L05,mean. Default: the last layer's map, and "
+            "cls, else mean, else the encoder's own embedding."
+        ),
+    ] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Colours mean the same in all items shown.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder that is written to.")] = Path("show"),
+    json: JsonOption = False,
+) -> None:
+    """Draw what the encoder sees: PCA maps, one patch against all others, nearest items.
+
+    As PNG files, and as OUT/index.html: one page that needs no network, in which any patch can be
+    chosen. Maps need a store with `--features dense`, pictures beside them `image`.
+
+    Examples:
+        dinocache show features/demo/dinov3-s/256
+        dinocache show features/demo/dinov3-s/256 fff13f3a --patch 3,5
+        dinocache show features/demo/dinov3-s/256 fff13f3a --nearest 8 --features mean
+        dinocache show features/acdc/dinov3-s/256 patient001_frame01 --row 12 --shared
+    """
+    from dinocache.show import ShowRequest, parse_patch, print_shown
+    from dinocache.show import show as draw
+
+    request = ShowRequest(
+        items=tuple(items or ()),
+        patch=parse_patch(patch) if patch is not None else None,
+        nearest=nearest,
+        row=row,
+        features=tuple(kind.strip() for kind in features.split(",")) if features else (),
+        shared=shared,
+        out=out,
+    )
+    shown = draw(store, request)
+    if json:
+        echo_json(shown.facts)
+    else:
+        print_shown(shown)
+
+
+@app.command()
 def doctor(store: RootOption = "features", json: JsonOption = False) -> None:
     """Say what this machine has for extraction, and what to do about each lack.
 
