@@ -1,6 +1,8 @@
 """The command `probe`: parses, calls one function, prints, chooses the exit code."""
 
+import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,7 @@ from dinocache.terminal import echo_json, run
 
 if TYPE_CHECKING:
     from probes.heads import Setting
+    from probes.leaderboard import Leaderboard, LeaderboardRequest
     from probes.request import TestOn
     from probes.sweep import Planned, Ran
 
@@ -617,6 +620,10 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at once. Default: as many as there are cores.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write the report of all runs in --out there, as `probe report` does."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only list what would be done.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -629,7 +636,7 @@ def sweep(
 
     Examples:
         probe sweep nih14/findings rsna-pneumonia/pneumonia --head linear,knn --seeds 3
-        probe sweep demo --target projection --head linear,logistic,knn,xgboost
+        probe sweep demo --target projection --head linear,logistic,knn,xgboost --report report
         probe sweep nih14/findings --shots 1,5,10,50 --repeats 5
         probe sweep acdc/ed-es --features dense+mind,dense,mind --set components=12,24,48
     """
@@ -674,7 +681,11 @@ def sweep(
         for one in planned:
             print(f"{'there' if one.unchanged else 'to do'}  {one.folder}")
         return
-    _run_sweep(planned, out, jobs, as_json=json)
+    failed = _run_sweep(planned, out, jobs, as_json=json)
+    if report is not None and failed < len(planned):
+        _write_report(out, report, store, "summary", as_json=False, quiet=json)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -798,6 +809,112 @@ def compare(
 
 
 @app.command()
+def leaderboard(
+    runs: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with runs, at any depth.")],
+    metric: Annotated[
+        str | None, typer.Option(help="That orders the runs. Default: each task's first.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Only tasks of such names, as 'nih14/*'."),
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"],
+            metavar="DATE",
+            help="Only runs made at this date, in local time, or later.",
+        ),
+    ] = None,
+    top: Annotated[
+        int,
+        typer.Option(min=1, help="Test so many of a group against its leader, itself counted."),
+    ] = 20,
+    over_time: Annotated[
+        bool,
+        typer.Option(
+            "--over-time", help="Also: who took the lead when, tested against who led before."
+        ),
+    ] = False,
+    replicates: Replicates = 1000,
+    permutations: Annotated[int, typer.Option(min=1, help="Of the permutation test.")] = 1000,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write it there instead: .csv, .parquet or .md."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Order all runs below a folder, and test each against the best that it compares with.
+
+    A group is of one task, with the same test items in the same folds; what cannot be compared is
+    listed with the reason. p by permutation, as `probe compare`; `p (Holm)` is corrected for the
+    tests of a group. Random weights lead no group that has real ones.
+
+    `made` is the time of the file result.json, which copying may change (cp -p and rsync -t keep
+    it).
+
+    Exit code 1 if none of the runs could be read.
+
+    Examples:
+        probe leaderboard runs
+        probe leaderboard runs --task 'nih14/*' --metric auc --over-time
+        probe leaderboard runs --since 2025-06-01 --out leaderboard.md
+    """
+    from dinocache.errors import RequestError
+    from probes.leaderboard import LeaderboardRequest
+    from probes.printing import leaderboard_markdown, print_leaderboard
+    from probes.runs import write_table
+
+    if out is not None and out.suffix not in (".csv", ".parquet", ".md"):
+        raise RequestError(f"--out {out}: end it in .csv, .parquet or .md")
+    board = _make_leaderboard(
+        LeaderboardRequest(
+            root=runs,
+            metric=metric,
+            task=task,
+            since=since,
+            top=top,
+            over_time=over_time,
+            replicates=replicates,
+            permutations=permutations,
+        )
+    )
+    if out is not None and out.suffix == ".md":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(leaderboard_markdown(board), "utf-8")
+    elif out is not None:
+        write_table(board.table(), out)
+    if json:
+        echo_json(board.model_dump(mode="json"))
+    elif out is None:
+        print_leaderboard(board)
+    else:
+        print(
+            f"{sum(len(group.lines) for group in board.groups)} run(s) in {len(board.groups)} "
+            f"group(s), {len(board.errors)} cannot be read: {out}"
+        )
+    if board.nothing_read:
+        raise typer.Exit(1)
+
+
+def _make_leaderboard(request: "LeaderboardRequest") -> "Leaderboard":
+    """Make it, with one line of progress on a terminal."""
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from dinocache.terminal import console
+    from probes.leaderboard import make_leaderboard
+
+    columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("runs read", total=None)
+
+        def told(what: str, done: int, total: int) -> None:
+            progress.update(bar, description=what, completed=done, total=total)
+
+        return make_leaderboard(request, told=told)
+
+
+@app.command()
 def attention(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Of an abmil head.")],
     store: Annotated[
@@ -895,17 +1012,43 @@ def tasks(
 def report(
     runs: Annotated[Path, typer.Argument(help="Folder with runs, at any depth.")],
     store: Annotated[
-        Path | None,
-        typer.Option(help="A store with dense and image: adds a PCA picture of its first item."),
+        str | None,
+        typer.Option(
+            help="Root of the stores, or one store (a path or a URL): adds pictures of the worst "
+            "items, and of features."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The page to write. Default: report.html in the folder.")
+        Path | None,
+        typer.Option(help="Folder, or an .html file for the page alone. Default: RUNS/report."),
     ] = None,
+    figures: Annotated[
+        str,
+        typer.Option(
+            help="Charts that are written as SVG, PDF and PNG: summary (those over many runs), "
+            "all (those of each run, too: half a second each), none."
+        ),
+    ] = "summary",
+    json: AsJson = False,
 ) -> None:
-    """Write one HTML page, complete in itself, with a table of all runs below a folder."""
-    from probes.report import write_report
+    """Set all runs below a folder beside the paper's tables: one page, and files for a paper.
 
-    print(f"report: {write_report(runs, out or runs / 'report.html', store)}")
+    Writes `index.html` (complete in itself: sortable tables, charts, a page for each run),
+    `tables.md`, `tables.csv`, `tables/*.tex` (booktabs) and `figures/`. Every own figure has its
+    interval, its difference from what the paper prints of the same method, and a warning where
+    the set-up differs so that the two do not compare.
+
+    Examples:
+        probe report runs
+        probe report runs --store features --out report --figures all
+        probe report runs --out report.html
+    """
+    from dinocache.errors import RequestError
+    from probes.report import FIGURES
+
+    if figures not in FIGURES:
+        raise RequestError(f"--figures {figures!r}: choose from {', '.join(FIGURES)}")
+    _write_report(runs, out or runs / "report", store, figures, as_json=json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -918,6 +1061,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     return run(app, "probe", arguments)
+
+
+def _write_report(
+    runs: Path, out: Path, store: str | None, figures: str, *, as_json: bool, quiet: bool = False
+) -> None:
+    """Write a report, and say where; `quiet` where standard output is something else's."""
+    from probes.report import write_report
+
+    written = write_report(runs, out, store, figures=figures)
+    for text in written.remarks:
+        print(f"warning: {text}", file=sys.stderr)
+    if as_json:
+        echo_json(written.facts())
+        return
+    stream = sys.stderr if quiet else sys.stdout
+    megabytes = written.page.stat().st_size / 1e6
+    print(f"report: {written.page} ({written.runs} runs, {megabytes:.1f} MB)", file=stream)
+    if written.tables:
+        beside = len(written.tables) - 1
+        print(f"tables: {written.tables[0]}, {beside} more beside it", file=stream)
+    if written.figures:
+        print(f"figures: {written.figures[0].parent} ({len(written.figures)} files)", file=stream)
 
 
 def _settings(head: str, texts: Sequence[str] | None) -> "dict[str, Setting]":
@@ -1016,8 +1181,8 @@ def _test_on(
     return replace(found, trust=trust)
 
 
-def _run_sweep(planned: "Sequence[Planned]", out: Path, jobs: int | None, *, as_json: bool) -> None:
-    """Do the runs, with one line of progress, and end with a table and the exit code."""
+def _run_sweep(planned: "Sequence[Planned]", out: Path, jobs: int | None, *, as_json: bool) -> int:
+    """Do the runs, with one line of progress; print a table, and say how many failed."""
     import os
 
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -1050,4 +1215,4 @@ def _run_sweep(planned: "Sequence[Planned]", out: Path, jobs: int | None, *, as_
         print_sweep(ran, out)
     if failed := sum(r.state == "failed" for r in ran):
         err.print(f"{failed} of {len(ran)} runs failed; the same command tries them again")
-        raise typer.Exit(1)
+    return failed

@@ -31,7 +31,7 @@ class ComparedRun(ABC):
     Attributes:
         name: Its folder.
         result: What it found.
-        ids: Fold -> (n_items,) str.
+        ids: Fold -> (n_items,) str; of ranges of rows with the range behind.
         groups: Fold -> (n_items,) str.
         n_seeds: Fold -> how many heads were asked.
     """
@@ -41,10 +41,11 @@ class ComparedRun(ABC):
         self.ids: dict[int, npt.NDArray[np.str_]] = {}
         self.groups: dict[int, npt.NDArray[np.str_]] = {}
         self.n_seeds: dict[int, int] = {}
-        ordered = table.assign(order=_order(table)).sort_values(["fold", "seed", "order"])
+        named = table.assign(order=_order(table), name=_names(table))
+        ordered = named.sort_values(["fold", "seed", "order"])
         for _, part in ordered.groupby(["fold", "seed"], sort=True):
             fold = int(part["fold"].iloc[0])
-            self.ids[fold] = part["order"].to_numpy(np.str_)
+            self.ids[fold] = part["name"].to_numpy(np.str_)
             self.groups[fold] = part["group"].to_numpy(np.str_)
             self.n_seeds[fold] = self.n_seeds.get(fold, 0) + 1
             self._take(fold, part)
@@ -299,6 +300,12 @@ def _spread(values: _Float, some: Any) -> _Float:  # noqa: ANN401 - an index
     whole = np.full(len(some), np.nan)
     whole[some] = values
     return whole
+
+
+def _names(table: pd.DataFrame) -> pd.Series:
+    if "start" not in table:
+        return table["item_id"]
+    return table["item_id"] + " " + table["start"].astype(str) + ":" + table["stop"].astype(str)
 
 
 def _order(table: pd.DataFrame) -> pd.Series:

@@ -1,5 +1,6 @@
 """What commands print for people: tables of results."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from probes.compare import Comparison
+    from probes.leaderboard import Group, Leaderboard, Line, Step
     from probes.runs import Estimate, Result
     from probes.sweep import Ran
 
 __all__ = [
     "console",
+    "leaderboard_markdown",
     "print_comparisons",
     "print_estimates",
+    "print_leaderboard",
     "print_registration",
     "print_result",
     "print_sweep",
@@ -160,6 +164,148 @@ def print_comparisons(found: "Sequence[Comparison]") -> None:
         values = figure(one.value_base), figure(one.value_run)
         table.add_row(one.run, one.metric, *values, difference, interval, *map(_p_value, ps))
     out.print(table)
+
+
+_OF_RUNS = ("", "run", "encoder", "features", "head", "made")
+_OF_STEPS = ("made", "run", "encoder", "led before")
+_OF_TESTS = ("difference", "p", "p (Holm)")
+_OF_LINES = (*_OF_RUNS, "seeds", "value", "95% interval", *_OF_TESTS, "not tested")
+_OF_RECORD = (*_OF_STEPS, "value", *_OF_TESTS, "significant")
+_NARROWEST = 140
+"""Columns of the terminal below which a leaderboard's words would be folded letter by letter."""
+_IN_MARKDOWN = re.compile(r"[\\`*_\[\]<>|&~#]")
+
+
+def print_leaderboard(board: "Leaderboard") -> None:
+    """Print a table a group, and all that is in none."""
+    out = console()
+    for sentence in _random_said(board):
+        out.print(sentence, style="bold red", soft_wrap=True)
+    for group in board.groups:
+        out.print(f"\n{_group_said(group)}", style="bold", soft_wrap=True)
+        _print_cells(_OF_LINES, len(_OF_RUNS), [_line_cells(line) for line in group.lines])
+        if group.record:
+            out.print("\nwho took the lead, and when:", soft_wrap=True)
+            _print_cells(_OF_RECORD, len(_OF_STEPS), [_step_cells(one) for one in group.record])
+    for sentence in ["", *_rest_said(board)]:
+        out.print(sentence, soft_wrap=True)
+
+
+def leaderboard_markdown(board: "Leaderboard") -> str:
+    """Write the same tables as Markdown, of which no name of others makes more than text."""
+    lines = ["# Leaderboard", ""]
+    for sentence in _random_said(board):
+        lines += [f"**{_markdown(sentence)}**", ""]
+    for group in board.groups:
+        lines += [f"## {_markdown(_group_said(group))}", ""]
+        lines += [*_markdown_table(_OF_LINES, len(_OF_RUNS), map(_line_cells, group.lines)), ""]
+        if group.record:
+            lines += ["Who took the lead, and when:", ""]
+            steps = map(_step_cells, group.record)
+            lines += [*_markdown_table(_OF_RECORD, len(_OF_STEPS), steps), ""]
+    lines += [f"- {_markdown(sentence)}" for sentence in _rest_said(board)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _random_said(board: "Leaderboard") -> list[str]:
+    if not any(line.random_weights for group in board.groups for line in group.lines):
+        return []
+    return [
+        "RANDOM WEIGHTS where it says random: these figures say nothing about the model; such runs "
+        "lead no group that has others, and stand behind these whatever their figures"
+    ]
+
+
+def _group_said(group: "Group") -> str:
+    """Name a group, who was tested, and what orders it."""
+    few = ", ".join(group.classes) if len(group.classes) <= 4 else f"{len(group.classes)} classes"
+    what = "pairs" if group.kind == "registration" else "items"
+    on = "" if group.task.startswith(f"{group.dataset}/") else f" of {group.dataset}"
+    better = "higher" if group.higher_is_better else "lower"
+    return (
+        f"{group.task} ({group.kind}{f': {few}' if few else ''}), {group.items} {what}{on} of "
+        f"{group.groups} groups tested in {group.folds} fold(s); by {group.metric}, {better} is "
+        f"better" + (f"; apart from the first: {group.apart}" if group.apart else "")
+    )
+
+
+def _rest_said(board: "Leaderboard") -> list[str]:
+    """Say what the figures are, what was left out, and what could not be read."""
+    said = []
+    if board.groups:
+        said.append(
+            "difference: from the leader, the run less it; p by permutation, (Holm) corrected for "
+            f"the tests of the table; only the first {board.top} of a group are tested"
+        )
+    if board.other_tasks:
+        said.append(f"{board.other_tasks} run(s) of other tasks are left out")
+    if board.before:
+        said.append(f"{board.before} run(s) made before are left out")
+    if board.errors:
+        said.append(f"{len(board.errors)} run(s) cannot be read:")
+        said += [f"{name}: {error}" for name, error in board.errors.items()]
+    return said
+
+
+def _line_cells(line: "Line") -> list[str]:
+    found = line.comparison
+    tests = (found.p_permutation, found.p_holm) if found else (None, None)
+    interval = "-" if line.low is None else f"{line.low:.3f} to {line.high:.3f}"
+    return [
+        "-" if line.rank is None else str(line.rank), line.run, _encoder(line),
+        "+".join(line.features), line.head, f"{line.made:%Y-%m-%d %H:%M:%S}", str(line.seeds),
+        figure(line.value), interval, _signed(found), *map(_p_value, tests), line.reason,
+    ]  # fmt: skip
+
+
+def _step_cells(step: "Step") -> list[str]:
+    found = step.comparison
+    tests = (found.p_permutation, found.p_holm) if found else (None, None)
+    significant = step.reason or {None: "-", True: "yes", False: "no"}[step.significant]
+    return [
+        f"{step.made:%Y-%m-%d %H:%M:%S}", step.run, _encoder(step), step.before or "-",
+        figure(step.value), _signed(found), *map(_p_value, tests), significant,
+    ]  # fmt: skip
+
+
+def _encoder(one: "Line | Step") -> str:
+    return f"{one.encoder or '-'}{' random' if one.random_weights else ''}"
+
+
+def _signed(found: "Comparison | None") -> str:
+    return "-" if found is None or found.difference is None else f"{found.difference:+.3f}"
+
+
+def _print_cells(columns: Sequence[str], left: int, rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of which nothing is cut: words are folded, and lines in a narrow terminal.
+
+    A column without a word in it is left out.
+    """
+    shown = [n for n in range(len(columns)) if any(row[n] for row in rows)]
+    table = table_of([columns[n] for n in shown], left=sum(n < left for n in shown))
+    for column in table.columns:
+        column.overflow = "fold"
+        of_figures = column.justify == "right" and column.header != "not tested"
+        column.no_wrap = of_figures or column.header == "made"
+    for row in rows:
+        table.add_row(*(row[n] for n in shown))
+    out = console()
+    out.width = max(out.width, _NARROWEST)
+    out.print(table)
+
+
+def _markdown_table(
+    columns: Sequence[str], left: int, rows: Iterable[Sequence[str]]
+) -> Iterable[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'|'.join('---' if n < left else '--:' for n in range(len(columns)))}|"
+    for row in rows:
+        yield f"| {' | '.join(map(_markdown, row))} |"
+
+
+def _markdown(text: str) -> str:
+    """Write text of others so that Markdown shows it as it is, in one line."""
+    return _IN_MARKDOWN.sub(r"\\\g<0>", terminal.visible(" ".join(text.split())))
 
 
 def _p_value(p: float | None) -> str:

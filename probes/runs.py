@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,8 @@ __all__ = [
     "library_versions",
     "read_arrays",
     "read_predictions",
+    "read_results",
+    "when_made",
     "write_table",
 ]
 
@@ -200,11 +203,15 @@ class Result(_Part):
         """One line that names the run."""
         store = self.store
         variant = f"-{store.variant}" if store.variant else ""
-        named = self.task.name or f"{store.dataset}/{'+'.join(self.task.targets)}"
         encoder = f"{store.model} at {store.resolution}{variant} ({store.weights})"
         parts = [encoder] if self.is_of_encoder else []
         parts += ["+".join(self.features)] if self.features else []
-        return f"{named}: {', '.join([*parts, self.head.name])}"
+        return f"{self.task_name}: {', '.join([*parts, self.head.name])}"
+
+    @property
+    def task_name(self) -> str:
+        """DATASET/TASK, or the dataset and the targets where the task has no name."""
+        return self.task.name or f"{self.store.dataset}/{'+'.join(self.task.targets)}"
 
     @property
     def random_weights(self) -> bool:
@@ -363,9 +370,54 @@ def find_results(root: Path) -> dict[str, Result]:
         RequestError: If there is none.
         ProbeError: If one cannot be read.
     """
+    results, errors = read_results(root)
+    for error in errors.values():
+        raise error
+    return results
+
+
+def read_results(root: Path) -> tuple[dict[str, Result], dict[str, ProbeError]]:
+    """Read the runs below a folder, past those that cannot be read.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        Folder relative to the root -> result; and likewise -> why there is none. Both in order of
+        names.
+
+    Raises:
+        RequestError: If there is no run, whole or damaged.
+    """
     folders = sorted(path.parent for path in root.rglob(_RESULT)) if root.is_dir() else []
     if not folders:
         raise RequestError(
             f"there is no run below {root}; `probe fit ... --out {root}/NAME` makes one"
         )
-    return {str(f.relative_to(root).as_posix()): Result.read(f) for f in folders}
+    results: dict[str, Result] = {}
+    errors: dict[str, ProbeError] = {}
+    for folder in folders:
+        name = folder.relative_to(root).as_posix()
+        try:
+            results[name] = Result.read(folder)
+        except ProbeError as exc:
+            errors[name] = exc
+    return results, errors
+
+
+def when_made(folder: Path) -> datetime:
+    """Say when a run was made: when its `result.json` was last written, which a copy may change.
+
+    Args:
+        folder: A run folder.
+
+    Returns:
+        In this machine's time zone.
+
+    Raises:
+        ProbeError: If there is no run, or its file is of no time that a calendar has.
+    """
+    try:
+        return datetime.fromtimestamp((folder / _RESULT).stat().st_mtime).astimezone()
+    except (OSError, OverflowError, ValueError) as exc:
+        raise ProbeError(f"{folder}: when it was made cannot be read ({exc})") from exc
