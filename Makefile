@@ -16,7 +16,7 @@ DEVICE  ?= auto
 DEMO    := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo extract test test-long check format bench constraints clean
+.PHONY: help setup demo extract test test-long check format docs docs-serve bench constraints clean
 
 help: ## Say what there is to make
 	@echo "make TARGET [VARIABLE=value ...]"; echo
@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; name another: make PYTHON=/path/to/python3" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[extract,cluster,dense,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[extract,cluster,dense,dev,docs]'
 	@touch $@
 
 demo: $(STAMP) ## Embedded X-rays -> DINOv3 features -> two probes -> an HTML page
@@ -63,6 +63,12 @@ check: $(STAMP) ## Style, types, layers
 format: $(STAMP) ## Put the code into its style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## The documentation as a site -> build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f .mkdocs.yml
+
+docs-serve: $(STAMP) ## The site while one writes, at http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve -f .mkdocs.yml
 
 bench: $(STAMP) ## CPU cost of a row against the bare decoder and the bare forward
 	$(BIN)/python benchmarks/overhead.py

@@ -170,11 +170,19 @@ class Pairs(_Part):
 
 
 class Published(_Part):
-    """Which rows of published.json a task answers to: those that agree in all that is said."""
+    """Which rows of published.json a task answers to: those that agree in all that is said.
+
+    Attributes:
+        table: Its number.
+        dataset: As the paper names it.
+        where: Field of a row -> value.
+        metrics: The paper's metric -> the task's, or `METRIC.CLASS`, where names differ.
+    """
 
     table: int
     dataset: str
     where: dict[str, str | int] = {}
+    metrics: dict[str, str] = {}
 
 
 class Task(_Several):

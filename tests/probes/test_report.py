@@ -1,45 +1,68 @@
-"""The page: every figure of every run, complete in itself."""
+"""The report: what it writes, that it is complete in itself, and that names stay text."""
 
 import base64
+import gzip
+import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from making import make_table, tiny_request
+from synthetic_runs import estimate, write_synthetic_run
 
-from dinocache.errors import DinocacheError, ProbeError, RequestError
+from dinocache.errors import DinocacheError, ProbeError, RequestError, StoreNotFoundError
 from dinocache.extract import extract
 from dinocache.store import FeatureStore
-from probes.report import write_report
-from probes.runs import (
-    Estimate,
-    HeadFacts,
-    Result,
-    SplitFacts,
-    StoreOrigin,
-    TaskFacts,
-)
+from probes import charts
+from probes.cli import main
+from probes.features import store_facts
+from probes.report import Written, write_report
+from probes.runs import Result
 
-HOSTILE = '<script>alert("1")</script>'
+HOSTILE = '"><script>alert("1")</script><!-- '
+
+
+@pytest.fixture(autouse=True)
+def _short_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts of others are looked at in a browser; putting them together takes seconds."""
+    monkeypatch.setattr(charts, "bundle", lambda: "window.vegaEmbed = 1")
+    monkeypatch.setattr("probes.report_page.bundle", lambda: "window.vegaEmbed = 1")
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page."""
+    """What a browser would make of a page, and of the packed pages of its runs."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.source = path.read_text("utf-8")
+        self._data: dict[str, str] = {}
+        self._into: str | None = None
+        self._in_script = False
         self.feed(self.source)
+        packed = json.loads(self._data["packed"])
+        self.runs = {
+            name: json.loads(gzip.decompress(base64.b64decode(content)))
+            for name, content in packed.items()
+        }
+        self.figures = json.loads(self._data["page"])["figures"]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self._in_script = tag in ("script", "style")
+        self._into = dict(attrs).get("id") if tag == "script" else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script, self._into = False, None
 
     def handle_data(self, data: str) -> None:
-        self.words.append(" ".join(data.split()))
+        if self._into:
+            self._data[self._into] = data
+        elif not self._in_script:
+            self.words.append(" ".join(data.split()))
 
     @property
     def text(self) -> str:
@@ -47,216 +70,160 @@ class Page(HTMLParser):
 
     def loads(self) -> list[str]:
         """Name every address that a browser would fetch."""
-        names = ("src", "href", "srcset", "poster", "action", "data", "xlink:href", "background")
-        return [
+        names = ("src", "srcset", "poster", "action", "data", "xlink:href", "background")
+        links = [attrs["href"] or "" for tag, attrs in self.tags if tag == "link"]
+        return links + [
             value or "" for _, attrs in self.tags for name, value in attrs.items() if name in names
         ]
 
 
-def write_run(folder: Path, value: float | None = 0.25, **changes: object) -> None:
-    """Write a run whose five figures all differ; `changes` replace fields of its parts."""
-    figures = {
-        name: Estimate(
-            value=None if value is None else value + 0.011 * place,
-            low=None if value is None else value + 0.011 * place - 0.07,
-            high=None if value is None else value + 0.011 * place + 0.13,
-            level=0.95,
-            defined=8,
-            replicates=9,
-            sd_seeds=None,
-            sd_folds=None,
-        )
-        for place, name in enumerate(("auc", "accuracy", "precision", "recall", "f1"))
-    }
-    facts: dict[str, object] = {
-        "dataset": "demo",
-        "model": "tiny",
-        "resolution": "32x48",
-        "variant": "",
-        "digest": "d1",
-        "weights": "hub:timm/tiny",
-        "random_weights": False,
-        "items_table": "items",
-        "recipe": {},
-        "bases": {},
-        "targets": ("nodule",),
-        "classes": ("yes",),
-        "kind": "binary",
-        "features": ("cls",),
-        "settings": {"k": 5, "temperature": None},
-        "left_out": {},
-        "column": None,
-        "auc_skipped": (),
-        "seeds": (0,),
-    } | changes
-    Result(
-        task=TaskFacts.model_validate({k: facts[k] for k in ("targets", "kind", "classes")}),
-        head=HeadFacts.model_validate({"name": "knn", "settings": facts["settings"]}),
-        features=facts["features"],
-        store=StoreOrigin.model_validate({k: facts[k] for k in StoreOrigin.model_fields}),
-        split=SplitFacts.model_validate(
-            {
-                "protocol": "column" if facts["column"] else "folds",
-                "column": facts["column"],
-                "folds": None if facts["column"] else 3,
-                "digest": "d2",
-                "n_train": 28,
-                "n_test": 14,
-            }
-        ),
-        seeds=facts["seeds"],
-        items=42,
-        groups=21,
-        left_out=facts["left_out"],
-        metrics=figures,
-        per_class={},
-        subgroups={},
-        delong={},
-        inputs="i",
-        pool="mean",
-        auc_skipped=facts["auc_skipped"],
-        curve=None,
-        versions={},
-    ).write(folder, pd.DataFrame({"item_id": ["a"]}), {"x": np.zeros(3, np.float32)})
+def written(runs: Path, store: Path | None = None) -> Page:
+    return Page(write_report(runs, runs / "page.html", store).page)
 
 
-def report(runs: Path, store: Path | None = None) -> Page:
-    return Page(write_report(runs, runs / "report.html", store))
+def pneumonia(folder: Path, **changes: object) -> Result:
+    return write_synthetic_run(folder, "rsna-pneumonia/pneumonia", **changes)  # type: ignore[arg-type]
 
 
 def test_every_figure_stands_with_its_interval(tmp_path: Path) -> None:
-    write_run(tmp_path / "one", 0.25)
-    write_run(tmp_path / "two", 0.55, left_out={"x": "target missing"}, column="fold")
-    text = report(tmp_path).text
-    for value in (0.25, 0.55):
-        for place in range(5):
-            figure = value + 0.011 * place
-            assert f"{figure:.3f} {figure - 0.07:.3f} to {figure + 0.13:.3f}" in text
-    assert "42 items, 21 groups; 3 folds by group" in text
-    assert "42 items, 21 groups; split 'fold'; 1 items left out" in text
-    assert text.index("auc") < text.index("accuracy") < text.index("f1")
+    result = pneumonia(tmp_path / "one", seeds=1)
+    page = written(tmp_path)
+    auc = result.metrics["auc"]
+    assert auc.value is not None
+    assert auc.low is not None
+    assert auc.high is not None
+    assert f"{auc.value:.3f} {auc.low:.3f} to {auc.high:.3f} hub:made-up" in page.text
+    html = page.runs["one"]["html"]
+    for metric, found in result.metrics.items():
+        assert metric in html
+        assert f"{found.value:.3f}<small>{found.low:.3f} to {found.high:.3f}</small>" in html
+    assert "Not comparable with Table 2: 1 of 3 seeds" in html
 
 
 def test_what_is_not_defined_is_a_dash(tmp_path: Path) -> None:
-    write_run(tmp_path / "one", None)
-    page = report(tmp_path)
-    assert page.words.count("-") == 5
-    assert "None" not in page.text
-    assert "nan" not in page.text
-
-
-def test_runs_are_told_apart(tmp_path: Path) -> None:
-    write_run(tmp_path / "few", settings={"k": 5, "temperature": None})
-    write_run(tmp_path / "deep/many", settings={"k": 50, "temperature": 0.07}, seeds=(0, 1))
-    text = report(tmp_path).text
-    assert "demo: nodule (positive: yes) few 42 items" in text
-    assert "demo: nodule (positive: yes) deep/many 42 items" in text
-    assert "1 seed, settings k=5, temperature=null" in text
-    assert "2 seeds, settings k=50, temperature=0.07" in text
-
-
-def test_an_auc_that_leaves_classes_out_says_so(tmp_path: Path) -> None:
-    write_run(tmp_path / "one", classes=("a", "b", "c"), kind="multiclass", auc_skipped=("b", "c"))
-    text = report(tmp_path).text
-    assert "; AUC without b, c" in text
-    assert "positive" not in text
+    nothing = estimate(0.5).model_copy(update={"value": None, "low": None, "high": None})
+    pneumonia(tmp_path / "one", metrics={"auc": nothing})
+    page = written(tmp_path)
+    assert "auc – – hub:made-up" in page.text  # noqa: RUF001
+    for text in (page.text, page.runs["one"]["html"]):
+        assert "None" not in text
+        assert "nan" not in text
 
 
 @pytest.mark.parametrize("is_random", [False, True])
 def test_random_weights_taint_their_own_runs_only(tmp_path: Path, is_random: bool) -> None:
-    write_run(tmp_path / "one")
-    if is_random:
-        write_run(tmp_path / "two", weights="random:3", random_weights=True)
-    page = report(tmp_path)
-    assert page.source.count('<span class="tag">random:3</span>') == is_random
+    pneumonia(tmp_path / "one")
+    pneumonia(tmp_path / "two", random=is_random)
+    page = written(tmp_path)
+    assert page.source.count('<span class="tag">random:0</span>') == is_random
     assert ("they say nothing about any model" in page.text) == is_random
-    assert '<span class="tag">hub' not in page.source
-    assert "hub:timm/tiny" in page.text
+    assert ("random weights (random:0)" in page.text) == is_random
+    assert "random" not in page.runs["one"]["html"]
+    assert ("these figures say nothing about any model" in page.runs["two"]["html"]) == is_random
 
 
-def test_a_page_loads_nothing_and_runs_nothing(tiny_store: FeatureStore, tmp_path: Path) -> None:
-    write_run(tmp_path / "one")
-    page = report(tmp_path, tiny_store.path)
-    [image] = page.loads()
-    assert image.startswith("data:image/png;base64,")
-    assert base64.b64decode(image.split(",")[1], validate=True).startswith(b"\x89PNG")
-    shown = page.source.replace(image, "")
-    for outside in ("//", "@import", "url(", "<script", "<link", "<iframe", "<base", "http-equiv"):
-        assert outside not in shown
+def test_a_page_fetches_nothing(tiny_store: FeatureStore, tmp_path: Path) -> None:
+    pneumonia(tmp_path / "one", store=store_facts(tiny_store.path))
+    page = written(tmp_path, tiny_store.path)
+    assert all(address.startswith("data:") for address in page.loads())
+    [policy] = [a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a]
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "connect-src" not in policy
+    assert "http" not in policy
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
-    [alt] = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
-    assert alt is not None
-    assert alt.startswith("Left: item 0000. Right: its 2 x 3 patch features")
-    assert '<span class="tag">random:0</span>' in page.source  # the store's, not a run's
+    assert 'src="data:image/webp;base64,' in page.source
+    assert "Item 0000 of" in page.text
+    assert "random:0" in page.text  # the store's, beside its picture
 
 
-def test_no_store_no_picture(tmp_path: Path) -> None:
-    write_run(tmp_path / "one")
-    page = report(tmp_path)
-    assert page.loads() == []
-    assert "Patch features" not in page.text
-
-
-def test_the_page_suits_dark_rooms_and_telephones(tmp_path: Path) -> None:
-    write_run(tmp_path / "one")
-    page = report(tmp_path)
-    assert "@media (prefers-color-scheme: dark)" in page.source
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in (
-        page.tags
-    )
+def test_a_page_is_the_same_each_time(tmp_path: Path) -> None:
+    pneumonia(tmp_path / "runs/one")
+    first, second = (write_report(tmp_path / "runs", tmp_path / f"{n}.html").page for n in "ab")
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({"targets": (HOSTILE,)}, id="target"),
-        pytest.param({"dataset": HOSTILE}, id="dataset"),
-        pytest.param({"classes": (HOSTILE,)}, id="class"),
-        pytest.param({"weights": HOSTILE}, id="weights"),
-        pytest.param({"weights": HOSTILE, "random_weights": True}, id="random-weights"),
-        pytest.param({"column": HOSTILE}, id="split"),
-        pytest.param({"settings": {"k": HOSTILE}}, id="setting"),
-        pytest.param({"auc_skipped": (HOSTILE,)}, id="class-left-out"),
-    ],
+    "place", ["target", "dataset", "class", "weights", "random", "setting", "note"]
 )
-def test_names_are_text(tmp_path: Path, changes: dict[str, object]) -> None:
-    write_run(tmp_path / "one", **changes)
-    page = report(tmp_path)
-    assert "script" not in {tag for tag, _ in page.tags}
-    assert "&lt;script&gt;alert(" in page.source
-
-
-def test_a_hostile_item_stays_inside_its_attribute(tmp_path: Path) -> None:
-    table = make_table(tmp_path, 2)
-    items = pd.read_csv(table, dtype=str)
-    items["item_id"] = ['"><script>1</script>', "plain"]
-    items.to_csv(table, index=False)
-    store = extract(tiny_request(table, tmp_path / "f", features=("dense", "image"))).path
-    write_run(tmp_path / "runs/one")
-    page = report(tmp_path / "runs", store)
-    assert "script" not in {tag for tag, _ in page.tags}
-    [alt] = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
-    assert alt is not None
-    assert '"><script>1</script>' in alt
-
-
-def test_maps_too_small_for_a_picture(tmp_path: Path) -> None:
-    asked = tiny_request(
-        make_table(tmp_path, 2), tmp_path / "f", resolution=(16, 32), features=("dense", "image")
+def test_names_are_text(tmp_path: Path, place: str) -> None:
+    made = pneumonia(tmp_path / "plain", seeds=1)
+    task, store, head = made.task, made.store, made.head
+    changed = made.model_copy(
+        update={
+            "target": {"task": task.model_copy(update={"name": None, "targets": (HOSTILE,)})},
+            "dataset": {
+                "task": task.model_copy(update={"name": None}),
+                "store": store.model_copy(update={"dataset": HOSTILE}),
+            },
+            "class": {"per_class": {HOSTILE: made.metrics, "b": made.metrics}},
+            "weights": {"store": store.model_copy(update={"weights": HOSTILE})},
+            "random": {
+                "store": store.model_copy(update={"weights": HOSTILE, "random_weights": True})
+            },
+            "setting": {"head": head.model_copy(update={"settings": {"k": HOSTILE}})},
+            "note": {"notes": (HOSTILE,)},
+        }[place]
     )
-    store = extract(asked).path
-    write_run(tmp_path / "one")
-    with pytest.raises(ProbeError, match=r"needs 4 patches .* got \(1, 2, 48\); choose a store"):
-        write_report(tmp_path, tmp_path / "report.html", store)
+    table = pd.read_parquet(tmp_path / "plain/predictions.parquet")
+    table["item_id"] = HOSTILE + table["item_id"]
+    changed.write(tmp_path / "plain", table, {})
+    page = written(tmp_path)
+    scripts = [dict(attrs) for tag, attrs in page.tags if tag == "script"]
+    assert len(scripts) == 5
+    html = page.runs["plain"]["html"]
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(" in html
+    assert page.source.count("</script>") == 5
+    assert "<!--" not in page.source
 
 
-def test_where_the_page_goes(tmp_path: Path) -> None:
-    write_run(tmp_path / "one")
-    out = tmp_path / "new/folder/page.html"
-    assert write_report(tmp_path, out) == out
-    assert out.is_file()
-    with pytest.raises(ProbeError, match=r"cannot write .*one: Is a directory"):
-        write_report(tmp_path, tmp_path / "one")
+def test_a_run_of_a_hostile_name(tmp_path: Path) -> None:
+    name = "a'b\"<i>&c#d%e"
+    pneumonia(tmp_path / name)
+    page = written(tmp_path)
+    [link] = {a["href"] for t, a in page.tags if t == "a" and (a["href"] or "").startswith("#run=")}
+    assert link == "#run=a%27b%22%3Ci%3E%26c%23d%25e"
+    assert list(page.runs) == [name]
+
+
+def test_a_folder_of_tables_and_figures(tmp_path: Path) -> None:
+    for px in ("256", "512"):
+        pneumonia(tmp_path / f"runs/{px}", resolution=px, seeds=1)
+    found = write_report(tmp_path / "runs", tmp_path / "out", figures="all")
+    assert found.page == tmp_path / "out/index.html"
+    names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in found.tables)
+    assert names[:2] == ["tables.csv", "tables.md"]
+    assert names[2:] == [f"tables/table-{n:02d}.tex" for n in range(2, 17)]
+    figures = {path.relative_to(tmp_path / "out/figures").as_posix() for path in found.figures}
+    scaling = "rsna-pneumonia-pneumonia-auc-by-resolution"
+    assert {f"{scaling}{ending}" for ending in (".svg", ".pdf", ".png")} <= figures
+    assert {"256/roc.svg", "512/reliability.pdf", "512/confusion.png"} <= figures
+    assert all(path.is_file() for path in (*found.tables, *found.figures))
+    assert found.runs == 2
+
+
+def test_without_figures_and_a_page_alone(tmp_path: Path) -> None:
+    pneumonia(tmp_path / "runs/one")
+    found = write_report(tmp_path / "runs", tmp_path / "out", figures="none")
+    assert found.figures == ()
+    assert not (tmp_path / "out/figures").exists()
+    alone = write_report(tmp_path / "runs", tmp_path / "new/folder/page.html")
+    assert (alone.tables, alone.figures) == ((), ())
+    assert [path.name for path in (tmp_path / "new/folder").iterdir()] == ["page.html"]
+
+
+def test_a_damaged_run_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    pneumonia(tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/result.json").write_text("{")
+    found: Written = write_report(tmp_path, tmp_path / "page.html")
+    assert found.runs == 1
+    [remark] = found.remarks
+    assert "bad" in remark
+    page = Page(found.page)
+    assert "Left out: " in page.text
+    assert list(page.runs) == ["good"]
 
 
 @pytest.mark.parametrize(
@@ -272,5 +239,90 @@ def test_without_readable_runs_there_is_no_page(
     if content is not None:
         (tmp_path / "result.json").write_text(content)
     with pytest.raises(error, match=message):
-        write_report(tmp_path, tmp_path / "report.html")
-    assert not (tmp_path / "report.html").exists()
+        write_report(tmp_path, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_where_it_cannot_be_written(tmp_path: Path) -> None:
+    pneumonia(tmp_path / "runs/one")
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(ProbeError, match=r"cannot write .*page\.html: Is a directory"):
+        write_report(tmp_path / "runs", tmp_path / "page.html")
+
+
+def test_pictures_share_the_room_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    write_synthetic_run(tmp_path / "one", "msd-task04/segmentation")
+    (tmp_path / "one/overlays").mkdir()
+    for name in "abc":
+        Image.effect_noise((300, 200), 90).save(tmp_path / f"one/overlays/{name}.png")
+    html = written(tmp_path).runs["one"]["html"]
+    size = len(base64.b64decode(re.findall(r"base64,([^\"]+)", html)[0]))
+    assert html.count("<img") == 3
+    monkeypatch.setattr("probes.report._PICTURE_BYTES", round(2.5 * size))
+    html = written(tmp_path).runs["one"]["html"]
+    assert html.count("<img") == 2
+    assert "1 of its pictures left out here for want of room" in html
+
+
+def test_features_of_maps_too_small_for_a_picture_are_left_out(tmp_path: Path) -> None:
+    asked = tiny_request(
+        make_table(tmp_path, 2), tmp_path / "f", resolution=(16, 32), features=("dense", "image")
+    )
+    store = extract(asked).path
+    pneumonia(tmp_path / "runs/one", store=store_facts(store))
+    page = written(tmp_path / "runs", store)
+    assert "principal components as red" not in page.text
+
+
+# The command
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pneumonia(tmp_path / "runs/one", seeds=1)
+    assert main(["report", str(tmp_path / "runs"), "--figures", "none"]) == 0
+    printed = capsys.readouterr().out
+    page = tmp_path / "runs/report/index.html"
+    assert re.search(
+        rf"^report: {re.escape(str(page))} \(1 runs, \d\.\d MB\)$", printed, re.MULTILINE
+    )
+    assert "tables.md, 16 more beside it" in printed
+    assert (
+        main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "p.html"), "--json"]) == 0
+    )
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == {
+        "page": str(tmp_path / "p.html"),
+        "tables": [],
+        "figures": [],
+        "runs": 1,
+        "remarks": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--figures", "some"], 2, "--figures 'some': choose from summary, all, none"),
+        (["--store", "nowhere"], 1, "no run was tested on a store under nowhere"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    pneumonia(tmp_path / "one", seeds=1)
+    assert main(["report", str(tmp_path), *options]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_a_store_that_no_run_is_of(tiny_store: FeatureStore, tmp_path: Path) -> None:
+    pneumonia(tmp_path / "one", seeds=1)
+    with pytest.raises(StoreNotFoundError, match="no run was tested on a store"):
+        write_report(tmp_path, tmp_path / "page.html", tiny_store.path)

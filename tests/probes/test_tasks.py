@@ -1,6 +1,5 @@
 """Tasks by name, their stores, and splits that stand in columns."""
 
-import html
 import json
 from pathlib import Path
 
@@ -13,13 +12,11 @@ from PIL import Image
 from dinocache.cli import main as dinocache
 from dinocache.errors import ProbeError, RequestError, StoreNotFoundError
 from dinocache.extract import extract
-from dinocache.manifest import load_published
 from dinocache.request import ExtractRequest
 from dinocache.store import FeatureStore
 from probes.cli import main as probe
 from probes.cli import task_names
 from probes.features import load_row_features
-from probes.published import published_tasks
 from probes.runs import Result, read_predictions
 from probes.splits import Split, check_no_leakage, hold_out, splits_by_column
 from probes.tasks import list_tasks, store_of
@@ -57,36 +54,30 @@ def test_a_task_is_fitted_by_its_name(root: Path, tmp_path: Path, capsys: Captur
     assert said["features"] == ["mean"]
 
 
-def test_the_report_shows_what_the_paper_prints(root: Path, tmp_path: Path) -> None:
+def test_the_report_sets_a_run_beside_the_paper(root: Path, tmp_path: Path) -> None:
     command = ["fit", "nih14/findings", "--store", str(root), "--model", "tiny", "--seeds", "1"]
     command += ["--resolution", "32", "--replicates", "20", "--out", str(tmp_path / "runs/one")]
     assert probe(command) == 0
-    assert probe(["report", str(tmp_path / "runs")]) == 0
-    page = (tmp_path / "runs/report.html").read_text("utf-8")
-    assert "nih14/findings: what the paper prints" in page
-    rows = [r for r in load_published()["rows"] if r["dataset"] == "NIH-14"]
-    for row in rows:
-        assert f'<td class="figure">{row["value"]}</td>' in page
-    text = html.unescape(page)
-    shown = {n["id"] for n in load_published()["inconsistencies"] if n["text"] in text}
-    assert shown == shown_of("NIH-14", 2)
-    assert "nih-acc" in shown
-
-
-def shown_of(dataset: str, table: int) -> set[str]:
-    return {
-        note["id"]
-        for note in load_published()["inconsistencies"]
-        if table in note["tables"] and dataset in (note["datasets"] or [dataset])
+    assert probe(["report", str(tmp_path / "runs"), "--figures", "none"]) == 0
+    table = pd.read_csv(tmp_path / "runs/report/tables.csv")
+    own = table[table["source"] == "own"]
+    assert set(own["table"]) == {2}
+    assert set(own["dataset"]) == {"NIH-14"}
+    result = json.loads((tmp_path / "runs/one/result.json").read_text())
+    figures = dict(zip(own["metric"], own["value"], strict=True))
+    assert figures == {
+        metric: pytest.approx(result["metrics"][metric]["value"])
+        for metric in ("auc", "accuracy", "precision", "recall")
     }
-
-
-def test_what_tells_published_rows_apart() -> None:
-    (task,) = published_tasks(["ct-rate/abnormalities", None, "moon/x", "ct-rate/abnormalities"])
-    assert task.tables == (9,)
-    assert dict(task.rows)["DINOv3-B"]["auc"] == "0.798"
-    (motion,) = published_tasks(["acdc/ed-es"])
-    assert any("±" in value for _, values in motion.rows for value in values.values())
+    [warnings] = set(own["warnings"])
+    assert warnings.startswith("random weights (random:0); ")
+    for warning in (
+        " of 25,596 items tested",
+        "resolution 32, the paper's is 256",
+        "the paper prints nothing of this encoder",
+        "1 of 3 seeds",
+    ):
+        assert warning in warnings
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,201 @@
+"""Charts over many runs: the paper's Figures 1 to 3 from one's own runs, and folds and seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from probes.charts import radar_rows
+from probes.run_page import Figure, RunPage
+from probes.runs import Result
+from probes.standing import Standing, settings_apart, side_of
+
+__all__ = ["encoder_name", "report_figures"]
+
+_RADAR = "bcnb"
+_MOST_RUNS = 24
+"""Of one chart of folds and seeds."""
+
+
+def report_figures(
+    results: Mapping[str, Result],
+    standings: Sequence[Standing],
+    pages: Mapping[str, RunPage],
+) -> list[Figure]:
+    """Draw all runs together.
+
+    Args:
+        results: Folder -> result.
+        standings: Where they stand in the paper.
+        pages: Folder -> what is shown of the run.
+
+    Returns:
+        Scaling curves by task (Figure 1), bars of Tables 3 and 4 (Figure 2), a radar of BCNB's
+        tasks (Figure 3), and folds and seeds of each task's runs; what there is.
+    """
+    return [*_scaling(results), *_bars(standings), *_radar(results), *_spread(results, pages)]
+
+
+def encoder_name(result: Result) -> str:
+    """Name the encoder; a hyphen where the figures depend on none."""
+    return result.store.model if result.is_of_encoder else "-"
+
+
+def _first(result: Result) -> str:
+    return next(iter(result.metrics), "")
+
+
+def _series(result: Result) -> str:
+    """Name all of a set-up but the resolution."""
+    store = result.store
+    parts = [store.model + (f"-{store.variant}" if store.variant else "")]
+    parts.append(result.head.name + (f" on {'+'.join(result.features)}" if result.features else ""))
+    if result.random_weights:
+        parts.append(store.weights)
+    return ", ".join(parts)
+
+
+def _scaling(results: Mapping[str, Result]) -> list[Figure]:
+    """Set the first metric of each task against the resolution, as the paper's Figure 1 does."""
+    tasks: dict[tuple[str, str], list[tuple[str, Result]]] = {}
+    for name, result in results.items():
+        if result.is_of_encoder and (metric := _first(result)):
+            tasks.setdefault((result.task_name, metric), []).append((name, result))
+    figures = []
+    for (task, metric), runs in tasks.items():
+        if len({result.store.resolution for _, result in runs}) < 2:
+            continue
+        rows = _scaling_rows(runs, metric)
+        figures.append(
+            Figure(
+                kind="scaling",
+                title=f"{task}: {metric} by resolution",
+                caption="Own runs, 95% intervals.",
+                rows=rows,
+                metric=metric,
+            )
+        )
+    return figures
+
+
+def _scaling_rows(runs: Sequence[tuple[str, Result]], metric: str) -> list[dict[str, Any]]:
+    alike: dict[str, list[Result]] = {}
+    for _, result in runs:
+        alike.setdefault(_series(result), []).append(result)
+    rows = []
+    for name, result in runs:
+        found = result.metrics.get(metric)
+        if found is None or found.value is None:
+            continue
+        series = _series(result)
+        apart = settings_apart(result, alike[series])
+        rows.append(
+            {
+                "series": f"{series} ({apart})" if apart else series,
+                "resolution": side_of(result.store.resolution),
+                "value": round(found.value, 5),
+                "low": None if found.low is None else round(found.low, 5),
+                "high": None if found.high is None else round(found.high, 5),
+                "text": name,
+            }
+        )
+    return sorted(rows, key=lambda row: (str(row["series"]), int(str(row["resolution"]))))
+
+
+def _bars(standings: Sequence[Standing]) -> list[Figure]:
+    """Set Table 3, one domain, beside Table 4, another, as the paper's Figure 2 does."""
+    rows: list[dict[str, Any]] = []
+    order: dict[str, None] = {}
+    for one in standings:
+        if one.table.number not in (3, 4):
+            continue
+        column = next(c for c in one.table.columns if c.metric == "auc")
+        domain = "in domain (Camelyon16)" if one.table.number == 3 else "out of domain (Camelyon17)"
+        for row in one.table.rows:
+            order.setdefault(f"paper: {row.label}")
+            rows.append(_bar(f"paper: {row.label}", domain, row.figures[column].value, None, None))
+        for mine in one.own:
+            if (found := mine.figures.get(column)) is not None:
+                order.setdefault(f"own: {mine.label}")
+                text = "; ".join(mine.warnings)
+                label = f"own: {mine.label}"
+                rows.append(_bar(label, domain, found.value, found.low, found.high, text))
+    rows.sort(key=lambda row: list(order).index(row["series"]))
+    caption = (
+        "AUC of Tables 3 and 4, as the paper's Figure 2 shows them; own runs with 95% intervals, "
+        "what differs in them on hover."
+    )
+    return [
+        Figure(
+            kind="bars",
+            title="In one domain and in another",
+            caption=caption,
+            rows=[row for row in rows if row["value"] is not None],
+            metric="AUC",
+            low=0.4,
+        )
+    ]
+
+
+def _bar(
+    series: str,
+    domain: str,
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    text: str = "",
+) -> dict[str, Any]:
+    return {
+        "series": series,
+        "dataset": domain,
+        "value": value,
+        "low": low,
+        "high": high,
+        "text": text,
+    }
+
+
+def _radar(results: Mapping[str, Result]) -> list[Figure]:
+    """Draw own runs of BCNB's tasks; the paper's Figure 3 prints no numbers."""
+    values: dict[str, dict[str, float]] = {}
+    for result in results.values():
+        dataset, _, task = (result.task.name or "").partition("/")
+        found = result.metrics.get("auc")
+        if dataset == _RADAR and task and found is not None and found.value is not None:
+            series = f"{_series(result)} @ {result.store.resolution}"
+            values.setdefault(series, {}).setdefault(task.upper(), round(found.value, 4))
+    axes = sorted({axis for of in values.values() for axis in of})
+    whole = {
+        s: {axis: of[axis] for axis in axes} for s, of in values.items() if set(of) == set(axes)
+    }
+    if len(axes) < 3 or not whole:
+        return []
+    caption = "Own AUC of each task."
+    return [
+        Figure(kind="radar", title="BCNB", caption=caption, rows=radar_rows(whole), metric="AUC")
+    ]
+
+
+def _spread(results: Mapping[str, Result], pages: Mapping[str, RunPage]) -> list[Figure]:
+    """Put folds and seeds of a task's runs below each other."""
+    tasks: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name, result in results.items():
+        for figure in pages[name].figures:
+            if figure.kind == "spread":
+                rows = tasks.setdefault((result.task_name, figure.metric), [])
+                if len({row["run"] for row in rows}) < _MOST_RUNS:
+                    rows += [{**row, "run": name} for row in figure.rows]
+    return [
+        Figure(
+            kind="spread",
+            title=f"{task}: {metric} of each fold and seed",
+            caption="A point is a fold and a seed, the bar their mean. How far seeds are apart is "
+            "another thing than the interval, which is over patients."
+            + (
+                f" The first {_MOST_RUNS} runs."
+                if len({r["run"] for r in rows}) >= _MOST_RUNS
+                else ""
+            ),
+            rows=rows,
+            metric=metric,
+        )
+        for (task, metric), rows in tasks.items()
+    ]
