@@ -21,7 +21,7 @@ RESOLUTIONS = ("128", "192", "256")
 
 
 def table_of_x_rays(source: Path, table: Path) -> None:
-    """Write a table of the images that are there, with three columns to tell."""
+    """Write a table of the images that are there, with two columns to tell."""
     given = pd.read_csv(source / "data.csv", dtype=str)
     items = pd.DataFrame(
         {
@@ -52,7 +52,7 @@ def main() -> None:
             command += ["--features", "cls,mean,dense,image", "--weights", "random:0"]
             if dinocache(command):
                 sys.exit("extraction failed")
-    command = ["sweep", "xrays", "--target", "projection", "--store", features]
+    command = ["sweep", "xrays", "--target", "sex", "--store", features]
     command += ["--head", "linear,logistic,knn", "--seeds", "3", "--folds", "5"]
     command += ["--set", "logistic.points=12", "--out", str(given.out / "runs"), "--jobs", "2"]
     command += ["--report", str(given.out / "page")]

@@ -49,7 +49,7 @@ _INK = {
     "light": {"ink": "#1b1f24", "line": "#8a94a0", "faint": "#dfe3e8", "paper": "#ffffff"},
     "dark": {"ink": "#e6e9ed", "line": "#7c8794", "faint": "#343b44", "paper": "#14171b"},
 }
-_STEPPED = {"confusion": "truth", "spread": "run", "classes": "label"}
+_STEPPED = {"bars": "series", "confusion": "truth", "spread": "run", "classes": "label"}
 """Charts with a line for each value of a field, which makes their height."""
 _DARK_COLOURS = [
     "#56b4e9", "#e69f00", "#2bc79a", "#e79ac7", "#d9c04a", "#9ecbff", "#b4b4b4", "#bb8fe0"
@@ -63,7 +63,7 @@ def specification(kind: Kind, *, metric: str = "", low: float | None = None) -> 
         kind: Of `KINDS`. Its rows are, by kind:
 
             - `scaling`: series, resolution (px), value, low, high, text
-            - `bars`: series, dataset, value, low, high, text
+            - `bars`: series, dataset, value, low, high, text; the axis ends at 1
             - `radar`: see `radar_rows`
             - `roc`, `pr`: curve, x and y: lists in [0, 1]
             - `reliability`: curve, x, y, n: lists
@@ -225,10 +225,13 @@ def _values(alt: _Altair, metric: str, low: float | None, *, field: str = "value
 
 
 def _intervals(alt: _Altair, base: _Chart, x: _Chart, colour: _Chart, dash: _Chart) -> _Chart:
-    """Draw them as rules; encoded like the lines, so that there is one legend."""
+    """Draw them as rules; encoded like the lines, so that there is one legend.
+
+    A screen reader has them with the points: a layer of its own, maybe empty, says nothing.
+    """
     return (
         base.transform_filter("isValid(datum.low)")
-        .mark_rule(opacity=0.6)
+        .mark_rule(opacity=0.6, aria=False)
         .encode(x=x, y="low:Q", y2="high", color=colour, strokeDash=dash)
     )
 
@@ -254,21 +257,22 @@ def _scaling(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Cha
 
 
 def _bars(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
-    offset = alt.XOffset("dataset:N", sort=None)
-    x = alt.X("series:N", title=None, sort=None, axis=alt.Axis(labelAngle=-35, labelLimit=200))
+    offset = alt.YOffset("dataset:N", sort=None)
+    y = alt.Y("series:N", title=None, sort=None, axis=alt.Axis(labelLimit=200))
+    scale = alt.Scale(domain=[low or 0, 1], clamp=True)
     bars = base.mark_bar().encode(
-        x=x,
-        xOffset=offset,
-        y=alt.Y("value:Q", title=metric, scale=alt.Scale(domain=[low or 0, 1], clamp=True)),
+        x=alt.X("value:Q", title=metric, scale=scale),
+        y=y,
+        yOffset=offset,
         color=alt.Color("dataset:N", title=None, sort=None),
         tooltip=["series:N", "dataset:N", alt.Tooltip("value:Q", format=".4f"), "text:N"],
     )
     rules = (
         base.transform_filter("isValid(datum.low)")
-        .mark_rule(strokeWidth=2)
-        .encode(x=x, xOffset=offset, y="low:Q", y2="high")
+        .mark_rule(strokeWidth=2, aria=False)
+        .encode(x="low:Q", x2="high", y=y, yOffset=offset)
     )
-    return (bars + rules).properties(width="container", height=300)
+    return (bars + rules).properties(width="container", height=alt.Step(32))
 
 
 def _radar(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
@@ -404,7 +408,7 @@ def _k(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
 
 
 def _spread(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
-    y = alt.Y("run:N", title=None, sort=None, axis=alt.Axis(labelLimit=320))
+    y = alt.Y("run:N", title=None, sort=None, axis=alt.Axis(labelLimit=220))
     scale = alt.Scale(zero=False) if low is None else alt.Scale(domainMin=low)
     points = base.mark_circle(size=60, opacity=0.7).encode(
         x=alt.X("value:Q", title=metric, scale=scale),
@@ -428,7 +432,9 @@ def _classes(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Cha
         ],
     )
     rules = (
-        base.transform_filter("isValid(datum.low)").mark_rule().encode(x="low:Q", x2="high", y=y)
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(aria=False)
+        .encode(x="low:Q", x2="high", y=y)
     )
     return (rules + points).properties(width="container", height=alt.Step(22))
 

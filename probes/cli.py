@@ -923,7 +923,9 @@ def attention(
     items: Annotated[
         list[str] | None, typer.Argument(metavar="[ITEM]...", help="Default: all of the store.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder that is written to.")] = Path("attention"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder. Default: `attention` in the run's, for the report.")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Write how an abmil head weighs the tiles, slices or frames of items.
@@ -932,11 +934,12 @@ def attention(
     weights over the thumbnail.
 
     Examples:
-        probe attention RUN features/camelyon16/dinov3-s/224 test_001 test_002 --out attention
+        probe attention RUN features/camelyon16/dinov3-s/224 test_001 test_002
     """
     from probes.fitted import write_attention
 
-    for path in write_attention(run_folder, store, items or None, out, trust=trust):
+    folder = out or run_folder / "attention"
+    for path in write_attention(run_folder, store, items or None, folder, trust=trust):
         print(path)
 
 

@@ -1,6 +1,7 @@
 """Charts over many runs: the paper's Figures 1 to 3 from one's own runs, and folds and seeds."""
 
 from collections.abc import Mapping, Sequence
+from posixpath import commonpath
 from typing import Any
 
 from probes.charts import radar_rows
@@ -176,26 +177,28 @@ def _radar(results: Mapping[str, Result]) -> list[Figure]:
 
 def _spread(results: Mapping[str, Result], pages: Mapping[str, RunPage]) -> list[Figure]:
     """Put folds and seeds of a task's runs below each other."""
-    tasks: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    tasks: dict[tuple[str, str], dict[str, Figure]] = {}
     for name, result in results.items():
         for figure in pages[name].figures:
             if figure.kind == "spread":
-                rows = tasks.setdefault((result.task_name, figure.metric), [])
-                if len({row["run"] for row in rows}) < _MOST_RUNS:
-                    rows += [{**row, "run": name} for row in figure.rows]
-    return [
-        Figure(
-            kind="spread",
-            title=f"{task}: {metric} of each fold and seed",
-            caption="A point is a fold and a seed, the bar their mean. How far seeds are apart is "
-            "another thing than the interval, which is over patients."
-            + (
-                f" The first {_MOST_RUNS} runs."
-                if len({r["run"] for r in rows}) >= _MOST_RUNS
-                else ""
-            ),
-            rows=rows,
-            metric=metric,
+                tasks.setdefault((result.task_name, figure.metric), {})[name] = figure
+    figures = []
+    for (task, metric), of_runs in tasks.items():
+        names = list(of_runs)[:_MOST_RUNS]
+        folder = f"{commonpath(names)}/" if len(names) > 1 else ""
+        caption = (
+            "A point is a fold and a seed, the bar their mean. How far seeds are apart is another "
+            "thing than the interval, which is over patients."
         )
-        for (task, metric), rows in tasks.items()
-    ]
+        if len(of_runs) > _MOST_RUNS:
+            caption += f" The first {_MOST_RUNS} of {len(of_runs)} runs."
+        rows = [
+            {**row, "run": name.removeprefix(folder)}
+            for name in names
+            for row in of_runs[name].rows
+        ]
+        title = f"{task}: {metric} of each fold and seed"
+        figures.append(
+            Figure(kind="spread", title=title, caption=caption, rows=rows, metric=metric)
+        )
+    return figures

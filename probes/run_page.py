@@ -33,6 +33,14 @@ _CURVES = 8
 _WORST = 6
 _PICTURES = 6
 _THUMB_PX = 112
+_OVERLAY_PX = 320
+_SORTS = {
+    "overlays": "truth (solid) and prediction (dashed)",
+    "warps": "source, target, and the warped source",
+    "components": "principal components of patch features, and the foreground",
+    "attention": "weights of the tiles over the slide",
+}
+"""Folders of pictures in a run's, and what they show."""
 _PICTURE_PX = 900
 
 
@@ -91,21 +99,18 @@ class RunPage:
     remarks: tuple[str, ...] = ()
 
 
-def run_page(
-    folder: Path, result: Result, stores: Mapping[str, FeatureStore], *, pictures: bool = True
-) -> RunPage:
+def run_page(folder: Path, result: Result, stores: Mapping[str, FeatureStore]) -> RunPage:
     """Look at a run.
 
     Args:
         folder: Of the run.
         result: What it found.
         stores: Digest of the recipe and dataset -> store, for thumbnails; see `stores_at_hand`.
-        pictures: Whether to take pictures along.
 
     Returns:
         What can be shown; predictions that cannot be read are a remark.
     """
-    shown = _pictures(folder) if pictures else ()
+    shown = _pictures(folder)
     try:
         compared = read_compared(folder)
         table = read_predictions(folder)
@@ -124,8 +129,7 @@ def run_page(
     except (DinocacheError, ValueError, KeyError) as exc:
         remarks.append(f"folds and seeds one by one: {exc}")
     store = stores.get(_key(result))
-    if store is not None and pictures:
-        worst = [_with_thumbnail(one, store) for one in worst]
+    worst = [_with_picture(one, folder, store) for one in worst]
     return RunPage(
         figures=tuple(figures),
         worst=tuple(worst),
@@ -306,19 +310,21 @@ def _worst_scored(
 
 
 def _worst_cases(table: pd.DataFrame) -> tuple[list[WorstItem], str]:
+    """Order items, or pairs, by what was counted or measured of them."""
+    named = table["pair"] if "pair" in table else table["item_id"]
     if {"tp", "fp", "fn"} <= set(table):
         drawn = 2 * table["tp"] + table["fp"] + table["fn"]
-        values = (2 * table["tp"] / drawn.where(drawn > 0)).groupby(table["item_id"]).mean()
-        losses, name = 1 - values.dropna(), "1 - Dice of any label"
+        losses, loss = 1 - 2 * table["tp"] / drawn.where(drawn > 0), "1 - Dice of any label"
     elif "voi" in table:
-        losses, name = table.groupby("item_id")["voi"].mean().dropna(), "variation of information"
+        losses, loss = table["voi"], "variation of information (bits)"
     else:
         return [], ""
-    worst = losses.sort_values(ascending=False, kind="stable")[:_WORST]
+    means = losses.groupby(named).mean().dropna()
+    worst = means.sort_values(ascending=False, kind="stable")[:_WORST]
     return [
-        WorstItem(item_id=str(item), truth="", said="", loss=float(loss))
-        for item, loss in worst.items()
-    ], name
+        WorstItem(item_id=str(item), truth="", said="", loss=float(value))
+        for item, value in worst.items()
+    ], loss
 
 
 # Of any kind
@@ -391,20 +397,22 @@ def _spread(name: str, run: ComparedRun) -> list[Figure]:
 
 
 def _pictures(folder: Path) -> tuple[Picture, ...]:
-    """Take pictures that a run's command left in its folder."""
-    sorts = {
-        "overlays": "truth (solid) and prediction (dashed)",
-        "components": "principal components of patch features, and the foreground",
-        "warps": "source, target, and the warped source",
-        "attention": "weights of the tiles over the slide",
-    }
+    """Take pictures that a run's command left in its folder, the first of each sort."""
     found: list[Picture] = []
-    for name, says in sorts.items():
-        files = sorted((folder / name).glob("*.png")) if (folder / name).is_dir() else []
-        for path in files[: max(1, _PICTURES // 2)]:
+    for name, says in _SORTS.items():
+        for path in sorted((folder / name).rglob("*.png"))[: _PICTURES // 2]:
             if (content := webp_of_png(path, _PICTURE_PX)) is not None:
                 found.append(Picture(caption=f"{path.stem}: {says}", content=content))
     return tuple(found[:_PICTURES])
+
+
+def _with_picture(item: WorstItem, folder: Path, store: FeatureStore | None) -> WorstItem:
+    """Show truth and answer where the run has a picture of them, else the item itself."""
+    for name in ("overlays", "warps"):
+        for path in sorted((folder / name).rglob("*.png")):
+            if path.stem == item.item_id:
+                return replace(item, thumbnail=webp_of_png(path, _OVERLAY_PX))
+    return item if store is None else _with_thumbnail(item, store)
 
 
 def _with_thumbnail(item: WorstItem, store: FeatureStore) -> WorstItem:

@@ -91,7 +91,7 @@ def test_the_theme_is_the_systems_until_somebody_chooses(
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("runs", [34, pytest.param(RUNS, marks=pytest.mark.long)])
+@pytest.mark.parametrize("runs", [3, 34, pytest.param(RUNS, marks=pytest.mark.long)])
 def test_accessibility(tmp_path: Path, runs: int, dark: bool) -> None:
     with open_page(page_of(tmp_path, runs), dark=dark) as opened:
         opened.page.wait_for_selector("html[data-ready]")

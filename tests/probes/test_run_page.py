@@ -174,8 +174,8 @@ def test_a_store_of_no_run_is_an_error(tiny_store: FeatureStore, tmp_path: Path)
 
 def test_pictures_of_the_folder_are_made_small(tmp_path: Path) -> None:
     write_synthetic_run(tmp_path / "run", "msd-task04/segmentation")
-    overlays = tmp_path / "run/overlays"
-    overlays.mkdir()
+    overlays = tmp_path / "run/overlays/s0.f0"
+    overlays.mkdir(parents=True)
     Image.new("RGB", (1800, 900), "red").save(overlays / "case<1>.png")
     (overlays / "broken.png").write_bytes(b"\x89PNG no")
     (overlays / "link.png").symlink_to(overlays / "case<1>.png")
@@ -186,6 +186,25 @@ def test_pictures_of_the_folder_are_made_small(tmp_path: Path) -> None:
     (tmp_path / "one.webp").write_bytes(picture.content)
     with Image.open(tmp_path / "one.webp") as image:
         assert image.size == (900, 450)
+
+
+def test_a_worst_item_shows_truth_and_prediction_where_the_run_has_them(tmp_path: Path) -> None:
+    result = write_synthetic_run(tmp_path / "run", "msd-task04/segmentation")
+    worst = run_page(tmp_path / "run", result, {}).worst[0].item_id
+    (tmp_path / "run/overlays/s0.f0").mkdir(parents=True)
+    Image.new("RGB", (640, 480), "red").save(tmp_path / f"run/overlays/s0.f0/{worst}.png")
+    items = run_page(tmp_path / "run", result, {}).worst
+    assert [item.item_id for item in items if item.thumbnail] == [worst]
+
+
+def test_pairs_are_named_as_pairs(tmp_path: Path) -> None:
+    result = write_synthetic_run(tmp_path, "acdc/ed-es")
+    table = predictions(tmp_path)
+    table["pair"] = [f"patient{n}" for n in range(len(table))]
+    table.to_parquet(tmp_path / "predictions.parquet")
+    dice = 2 * table["tp"] / (2 * table["tp"] + table["fp"] + table["fn"])
+    worst = run_page(tmp_path, result, {}).worst
+    assert worst[0].item_id == f"patient{dice.argmin()}"
 
 
 def test_predictions_that_cannot_be_read_are_a_remark(tmp_path: Path) -> None:
