@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from dinocache.errors import DinocacheError
-from dinocache.manifest import Folds, Manifest, Published, Task, find_task, split_column
+from dinocache.manifest import OFFICIAL, Folds, Manifest, Published, Task, find_task, split_column
 from dinocache.manifest import shipped_manifests as shipped
 from probes.paper_tables import Column, PaperFigure, PaperRow, PaperTable
 from probes.runs import Estimate, Result
@@ -22,28 +22,26 @@ __all__ = [
 
 _AVERAGE = "MSD/Average(10 tasks)"
 _MEMBERS = 10
-_ENCODERS = {
-    "dinov3_vits": "dinov3-s",
-    "dinov3_vitb": "dinov3-b",
-    "dinov3_vitl": "dinov3-l",
-}
+_ENCODERS = {"dinov3-s": "dinov3_vits", "dinov3-b": "dinov3_vitb", "dinov3-l": "dinov3_vitl"}
+"""Our name -> the encoder of the paper's rows."""
 _METHODS = {
-    "BiomedCLIP": "biomedclip",
-    "BYOL": "byol",
-    "CONCH": "conch",
-    "MAE-ViT-B/16": "mae-b",
-    "MAE-ViT-L/16": "mae-l",
-    "MIND+ConvexAdam": "mind",
-    "MoCo-v3": "mocov3-b",
-    "ResNet50 (ImageNet)": "resnet50-trunc",
-    "SimCLR": "simclr",
-    "SwAV": "swav",
-    "UNI": "uni",
-    "Unregistered": "unregistered",
-    "VoxelMorph": "voxelmorph",
-    "Anatomix+ConvexAdam": "anatomix",
+    "anatomix": "Anatomix+ConvexAdam",
+    "biomedclip": "BiomedCLIP",
+    "byol": "BYOL",
+    "conch": "CONCH",
+    "mae-b": "MAE-ViT-B/16",
+    "mae-l": "MAE-ViT-L/16",
+    "mind": "MIND+ConvexAdam",
+    "mocov3-b": "MoCo-v3",
+    "resnet50": "ResNet50 (ImageNet)",
+    "resnet50-trunc": "ResNet50 (ImageNet)",
+    "simclr": "SimCLR",
+    "swav": "SwAV",
+    "uni": "UNI",
+    "unregistered": "Unregistered",
+    "voxelmorph": "VoxelMorph",
 }
-"""Methods of the paper that we have, too: under which name."""
+"""Our name of other encoders and methods -> the paper's."""
 
 Mark = str
 """`best`, `second`, or empty."""
@@ -78,16 +76,12 @@ class OwnRow:
         label: Encoder, resolution, head.
         against: The label of the paper's row that differences are from; empty if there is none.
         warnings: Where the set-up differs from the paper's, so that no figure compares.
-        notes: What to know besides.
-        random_weights: Whether the encoder's weights were drawn at random.
         figures: By column.
     """
 
     label: str
     against: str
     warnings: tuple[str, ...]
-    notes: tuple[str, ...]
-    random_weights: bool
     figures: Mapping[Column, OwnFigure] = field(hash=False)
 
 
@@ -109,7 +103,7 @@ class Standing:
     differs: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Placed:
     """A run, and one of the places in the paper that its task answers to."""
 
@@ -232,27 +226,24 @@ def _label(one: _Placed) -> str:
 
 def _rows(table: PaperTable, label: str, members: Sequence[_Placed]) -> list[OwnRow]:
     """Make rows of the runs of one set-up: two runs of one column are two rows."""
+    averaged = [one for one in members if one.answer.dataset == _AVERAGE]
     rows: list[list[_Placed]] = []
     for one in members:
-        free = [row for row in rows if all(r.answer.dataset != one.answer.dataset for r in row)]
-        if one.answer.dataset == _AVERAGE and _AVERAGE in table.datasets:
+        if one in averaged:
             continue
+        free = [row for row in rows if all(r.answer.dataset != one.answer.dataset for r in row)]
         if free:
             free[0].append(one)
         else:
             rows.append([one])
-    averaged = [one for one in members if one.answer.dataset == _AVERAGE]
-    if not rows and averaged:
-        rows = [[]]
     made = []
-    for row in rows:
-        named = row or averaged
+    for row in rows or [[]]:
+        figures = _figures(table, row)
+        if len(rows) < 2:
+            figures |= _average(table, averaged)
         text = label
         if len(rows) > 1:
-            text += f" [{', '.join(sorted({one.name for one in named}))}]"
-        figures = _figures(table, row)
-        if _AVERAGE in table.datasets and len(rows) == 1:
-            figures |= _average(table, averaged)
+            text += f" [{', '.join(sorted(one.name for one in row))}]"
         if figures:
             made.append(_row(table, text, [*row, *averaged], figures))
     return made
@@ -265,16 +256,10 @@ def _row(
     figures: Mapping[Column, OwnFigure],
 ) -> OwnRow:
     against = _same_method(table, members[0])
-    warnings = _shared(
-        [(one.answer.dataset, text) for one in members for text in _warnings(table, one, against)]
-    )
-    notes = [note for one in members for note in one.result.notes]
     return OwnRow(
         label=label,
         against=against.label if against else "",
-        warnings=warnings,
-        notes=tuple(dict.fromkeys(notes)),
-        random_weights=any(one.result.random_weights for one in members),
+        warnings=_shared({one: _warnings(table, one, against) for one in members}),
         figures=figures,
     )
 
@@ -356,10 +341,14 @@ def _average(table: PaperTable, members: Sequence[_Placed]) -> dict[Column, OwnF
 def _same_method(table: PaperTable, one: _Placed) -> PaperRow | None:
     """Find the paper's row of the same encoder, adapted likewise, or of the same method."""
     ours = _our_name(one.result)
+    wanted = {k: v for k, v in one.answer.where.items() if k in ("adaptation", "modality")}
     for row in table.rows:
-        theirs = _ENCODERS.get(row.encoder or "") or _METHODS.get(row.method)
-        wanted = {k: v for k, v in one.answer.where.items() if k in ("adaptation", "modality")}
-        if theirs == ours and all(getattr(row, key) == value for key, value in wanted.items()):
+        same = (
+            row.encoder == _ENCODERS[ours]
+            if ours in _ENCODERS
+            else row.method == _METHODS.get(ours)
+        )
+        if same and all(getattr(row, key) == value for key, value in wanted.items()):
             return row
     return None
 
@@ -372,14 +361,15 @@ def _our_name(result: Result) -> str:
     return result.store.model
 
 
-def _shared(warnings: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+def _shared(warnings: Mapping[_Placed, Sequence[str]]) -> tuple[str, ...]:
     """Say once what holds for all datasets of a row, and else of which it does."""
-    datasets = {dataset for dataset, _ in warnings}
-    of_text: dict[str, list[str]] = {}
-    for dataset, text in warnings:
-        of_text.setdefault(text, []).append(dataset)
+    datasets = {one.answer.dataset for one in warnings}
+    of_text: dict[str, dict[str, None]] = {}
+    for one, texts in warnings.items():
+        for text in texts:
+            of_text.setdefault(text, {})[one.answer.dataset] = None
     return tuple(
-        text if {*where} == datasets else f"{', '.join(dict.fromkeys(where))}: {text}"
+        text if {*where} == datasets else f"{', '.join(where)}: {text}"
         for text, where in of_text.items()
     )
 
@@ -425,19 +415,10 @@ def _split_warning(result: Result, manifest: Manifest, task: Task) -> str:
 
 def _items_warning(result: Result, manifest: Manifest, task: Task) -> str:
     """Say so where fewer were tested than the official release has."""
-    rule = manifest.splits.get(task.split)
-    column = split_column(task.split)
-    names = ["test"] if column == "split" else [f"{column}=test"]
-    if task.split != "official" and (rule is None or (isinstance(rule, Folds) and not rule.base)):
-        names.append("items")
-    elif column != "split" and getattr(rule, "base", None) == "official":
-        names.append("test")
-    whole = next((manifest.expect[name] for name in names if name in manifest.expect), None)
-    if task.of == "row" or task.rows:
-        whole = None  # counted in rows
-    elif task.pairs is not None and whole is not None:
+    whole = None if task.of == "row" or task.rows else _tested_by(manifest, task)
+    if whole is not None and task.pairs is not None:
         whole //= 2
-    tested = _tested(result)
+    tested = round(result.split.n_test * _rounds(result, manifest, task))
     if whole is not None and tested < whole:
         return f"{tested:,} of {whole:,} {'pairs' if task.pairs else 'items'} tested"
     if result.left_out:
@@ -445,13 +426,23 @@ def _items_warning(result: Result, manifest: Manifest, task: Task) -> str:
     return ""
 
 
-def _tested(result: Result) -> int:
-    """Count what was tested, each item once."""
-    folds = result.split.folds or 1
-    each_its_own = result.split.protocol in ("folds", "all") or folds > 1
-    if each_its_own and result.test_store is None:
-        return round(result.split.n_test * folds)
-    return round(result.split.n_test)
+def _tested_by(manifest: Manifest, task: Task) -> int | None:
+    """Count the items that a task tests in the official release, where its manifest says."""
+    column, rule = split_column(task.split), manifest.splits.get(task.split)
+    names = [f"{column}=test"]
+    if column == "split" or getattr(rule, "base", None) == OFFICIAL:
+        names.append("test")
+    elif isinstance(rule, Folds) and not rule.base:
+        names.append("items")
+    return next((manifest.expect[name] for name in names if name in manifest.expect), None)
+
+
+def _rounds(result: Result, manifest: Manifest, task: Task) -> int:
+    """Say in how many parts the items were tested; folds that choose test the same ones."""
+    rule = manifest.splits.get(task.split)
+    chooses = isinstance(rule, Folds) and bool(rule.base)
+    same = result.split.protocol == "column" and chooses
+    return 1 if same or result.test_store is not None else result.split.folds or 1
 
 
 def _resolution_warning(table: PaperTable, one: _Placed) -> str:

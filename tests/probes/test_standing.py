@@ -169,6 +169,33 @@ def test_what_holds_of_one_dataset_of_a_row_names_it(tmp_path: Path) -> None:
     assert len(only(both).figures) == 8
 
 
+def test_what_one_dataset_alone_has_names_it(tmp_path: Path) -> None:
+    both = placed(
+        2,
+        one=run(tmp_path, "nih14/findings", seeds=2),
+        two=run(tmp_path, "rsna-pneumonia/pneumonia"),
+    )
+    assert only(both).warnings == ("NIH-14: 2 of 3 seeds",)
+
+
+def test_folds_that_choose_test_the_same_slides(tmp_path: Path) -> None:
+    """Camelyon16: each of five folds tests the official 129 slides."""
+    kept = run(tmp_path, "camelyon16/tumour", resolution="224").split
+    for n_test, warnings in ((129, ()), (40, ("40 of 129 items tested",))):
+        split = kept.model_copy(update={"n_test": n_test, "folds": 5})
+        made = run(tmp_path, "camelyon16/tumour", resolution="224", split=split)
+        assert only(placed(3, one=made)).warnings == warnings
+
+
+def test_folds_that_test_share_the_items(tmp_path: Path) -> None:
+    """Hippocampus: each of five folds tests a fifth of the 260 volumes."""
+    kept = run(tmp_path, "msd-task04/segmentation").split
+    for n_test, warnings in ((52, ()), (51, ("255 of 260 items tested",))):
+        split = kept.model_copy(update={"n_test": n_test, "folds": 5})
+        made = run(tmp_path, "msd-task04/segmentation", split=split)
+        assert only(placed(10, one=made)).warnings == warnings
+
+
 def test_only_what_compares_is_marked(tmp_path: Path) -> None:
     auc = column(TABLES[2], "NIH-14", "auc")
     fair = run(tmp_path, "nih14/findings", metrics={"auc": estimate(0.99)})
