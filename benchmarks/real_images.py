@@ -22,9 +22,8 @@ from probes.runs import Estimate, Result, find_results
 FOLDS = ["--folds", "5"]
 
 
-def x_rays(data: Path, folder: Path) -> Path:
-    """102 X-rays of 35 patients: projection, and three labels that may occur together."""
-    source = data / "xray/hannover-covid19"
+def x_ray_table(source: Path) -> pd.DataFrame:
+    """List the X-rays that are there: projection, sex, and three labels that may occur together."""
     given = pd.read_csv(source / "data.csv", dtype=str)
     table = pd.DataFrame(
         {
@@ -38,8 +37,13 @@ def x_rays(data: Path, folder: Path) -> Path:
             "intensive_care": given["icu_admission_offset"].notna().astype(int),
         }
     )
-    table = table[[(source / path).is_file() for path in table["path"]]]
-    table.to_csv(folder / "xrays.csv", index=False)
+    return table[[(source / path).is_file() for path in table["path"]]]
+
+
+def x_rays(data: Path, folder: Path) -> Path:
+    """102 X-rays of 35 patients."""
+    source = data / "xray/hannover-covid19"
+    x_ray_table(source).to_csv(folder / "xrays.csv", index=False)
     extract(folder / "xrays.csv", source, folder, "256")
     return folder / "features/xrays/dinov3-s/256"
 

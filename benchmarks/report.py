@@ -11,29 +11,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import pandas as pd
+from real_images import x_ray_table
 
 from dinocache.cli import main as dinocache
 from probes.cli import main as probe
 
 MODELS = ("dinov3-s", "dinov3-b")
 RESOLUTIONS = ("128", "192", "256")
-
-
-def table_of_x_rays(source: Path, table: Path) -> None:
-    """Write a table of the images that are there, with two columns to tell."""
-    given = pd.read_csv(source / "data.csv", dtype=str)
-    items = pd.DataFrame(
-        {
-            "item_id": given["image_id"],
-            "path": "png/" + given["image_id"] + ".png",
-            "group": given["patient_id"],
-            "projection": given["projection"],
-            "sex": given["sex"],
-        }
-    )
-    items = items[[(source / path).is_file() for path in items["path"]]]
-    items.to_csv(table, index=False)
 
 
 def main() -> None:
@@ -43,7 +27,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     source = given.data / "xray/hannover-covid19"
-    table_of_x_rays(source, given.out / "xrays.csv")
+    x_ray_table(source).to_csv(given.out / "xrays.csv", index=False)
     features = str(given.out / "features")
     for model in MODELS:
         for resolution in RESOLUTIONS:

@@ -261,7 +261,7 @@ def _bars(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
     y = alt.Y("series:N", title=None, sort=None, axis=alt.Axis(labelLimit=200))
     scale = alt.Scale(domain=[low or 0, 1], clamp=True)
     bars = base.mark_bar().encode(
-        x=alt.X("value:Q", title=metric, scale=scale),
+        x=alt.X("value:Q", title=metric, scale=scale, stack=None),
         y=y,
         yOffset=offset,
         color=alt.Color("dataset:N", title=None, sort=None),

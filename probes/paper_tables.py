@@ -223,7 +223,8 @@ def _row(
     remarks: Mapping[tuple[Any, ...], Mapping[str, Any]],
 ) -> PaperRow:
     first = cells[0]
-    said = [str(first[key]).replace("_", " ") for key in apart if first.get(key)]
+    # What stands in brackets is an explanation of published.json's.
+    said = [str(first[key]).partition(" (")[0].replace("_", " ") for key in apart if first.get(key)]
     return PaperRow(
         label=first["method"] + (f" ({', '.join(said)})" if said else ""),
         method=first["method"],

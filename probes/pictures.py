@@ -10,6 +10,7 @@ import numpy.typing as npt
 __all__ = ["webp_of_array", "webp_of_png"]
 
 _LARGEST_FILE = 32 << 20
+_LARGEST_PX = 8192
 _QUALITY = 72
 
 
@@ -21,7 +22,7 @@ def webp_of_png(png: Path | bytes, side: int) -> bytes | None:
         side: Of the longer side at most, px.
 
     Returns:
-        WebP; None if it is no PNG, larger than 32 MiB, or a link.
+        WebP; None if it is no PNG, larger than 32 MiB or 8,192 px, or a link.
     """
     from PIL import Image
 
@@ -31,9 +32,11 @@ def webp_of_png(png: Path | bytes, side: int) -> bytes | None:
                 return None
             png = png.read_bytes()
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            if max(image.size) > _LARGEST_PX:
+                return None
             return _webp(image.convert("RGB"), side)
-    except (OSError, Image.DecompressionBombError):  # what is no picture is an OSError, too
-        return None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None  # what Pillow raises of what is no picture, or a damaged one
 
 
 def webp_of_array(picture: npt.NDArray[np.floating[Any]], side: int) -> bytes:

@@ -143,10 +143,14 @@ async function unpacked(name) {
   return JSON.parse(await new Response(stream).text());
 }
 
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch { return undefined; }
+}
+
 async function route() {
   const [, name] = location.hash.match(/^#run=(.*)$/) || [];
-  const wanted = name === undefined ? undefined : decodeURIComponent(name);
-  if (wanted === undefined || !(wanted in packed)) {
+  const wanted = name === undefined ? undefined : decoded(name);
+  if (wanted === undefined || !Object.hasOwn(packed, wanted)) {
     runView.hidden = true;
     overview.hidden = false;
     const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));

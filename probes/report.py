@@ -15,8 +15,8 @@ from probes.paper_tables import general_contradictions, paper_tables
 from probes.pictures import webp_of_png
 from probes.report_figures import report_figures
 from probes.report_page import Report, html_of
-from probes.run_page import Figure, Picture, RunPage, run_page, stores_at_hand
-from probes.runs import read_results, write_table
+from probes.run_page import Picture, RunPage, run_page, stores_at_hand
+from probes.runs import Result, read_results, write_table
 from probes.standing import standing
 from probes.table_texts import csv_of, latex_of, markdown_of
 
@@ -85,12 +85,15 @@ def write_report(
         ProbeError: If no run can be read, or something cannot be written.
     """
     results, errors = read_results(runs)
+    for name in [name for name in results if not _is_text(name)]:
+        del results[name]
+        errors[name] = ProbeError(f"the folder {name!r}: its name is no UTF-8; rename it")
     if not results:
         raise next(iter(errors.values()))
     stores = stores_at_hand(store, results)
+    room = _PICTURE_BYTES // len(results)
     pages = {
-        name: _within(run_page(runs / name, result, stores), _PICTURE_BYTES // len(results))
-        for name, result in results.items()
+        name: _within(_page(runs / name, result, stores), room) for name, result in results.items()
     }
     placed = standing(paper_tables(), results)
     report = Report(
@@ -112,6 +115,15 @@ def write_report(
         runs=len(results),
         remarks=report.remarks,
     )
+
+
+def _page(folder: Path, result: Result, stores: Mapping[str, FeatureStore]) -> RunPage:
+    """Look at a run; what its files hold that no run writes stops no other."""
+    try:
+        return run_page(folder, result, stores)
+    except (ValueError, KeyError, IndexError, TypeError) as exc:
+        said = f"its predictions are not as a run writes them ({type(exc).__name__}: {exc})"
+        return RunPage(remarks=(f"{said}; fit again",))
 
 
 def _within(page: RunPage, budget: int) -> RunPage:
@@ -169,20 +181,31 @@ def _tables(report: Report, out: Path) -> tuple[Path, ...]:
 def _figures(report: Report, out: Path, wanted: str) -> tuple[Path, ...]:
     if wanted == "none":
         return ()
-    charts: list[tuple[Path, Figure]] = [
-        (out / _file_name(figure.title), figure) for figure in report.figures
-    ]
+    charts = [("", figure) for figure in report.figures]
     if wanted == "all":
-        charts += [
-            (out / _file_name(name) / _file_name(figure.title), figure)
-            for name, page in report.pages.items()
-            for figure in page.figures
-        ]
+        charts += [(name, figure) for name, page in report.pages.items() for figure in page.figures]
+    taken: set[Path] = set()
     written: list[Path] = []
-    for stem, figure in charts:
+    for run, figure in charts:
+        stem = (
+            out / _file_name(run) / _file_name(figure.title)
+            if run
+            else out / _file_name(figure.title)
+        )
+        while stem in taken:  # another run's, of a name that files cannot tell apart
+            stem = stem.with_name(f"{stem.name}-2")
+        taken.add(stem)
         spec = specification(figure.kind, metric=figure.metric, low=figure.low)
         written += write_chart(spec, figure.rows, stem, title=figure.title)
     return tuple(written)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _file_name(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from probes.charts import radar_rows
 from probes.run_page import Figure, RunPage
 from probes.runs import Result
-from probes.standing import Standing, settings_apart, side_of
+from probes.standing import Standing, head_name, settings_apart, side_of
 
 __all__ = ["encoder_name", "report_figures"]
 
@@ -46,12 +46,8 @@ def _first(result: Result) -> str:
 
 def _series(result: Result) -> str:
     """Name all of a set-up but the resolution."""
-    store = result.store
-    parts = [store.model + (f"-{store.variant}" if store.variant else "")]
-    parts.append(result.head.name + (f" on {'+'.join(result.features)}" if result.features else ""))
-    if result.random_weights:
-        parts.append(store.weights)
-    return ", ".join(parts)
+    variant = f"-{result.store.variant}" if result.store.variant else ""
+    return f"{result.store.model}{variant}, {head_name(result)}"
 
 
 def _scaling(results: Mapping[str, Result]) -> list[Figure]:
@@ -104,22 +100,20 @@ def _scaling_rows(runs: Sequence[tuple[str, Result]], metric: str) -> list[dict[
 def _bars(standings: Sequence[Standing]) -> list[Figure]:
     """Set Table 3, one domain, beside Table 4, another, as the paper's Figure 2 does."""
     rows: list[dict[str, Any]] = []
-    order: dict[str, None] = {}
     for one in standings:
         if one.table.number not in (3, 4):
             continue
         column = next(c for c in one.table.columns if c.metric == "auc")
         domain = "in domain (Camelyon16)" if one.table.number == 3 else "out of domain (Camelyon17)"
         for row in one.table.rows:
-            order.setdefault(f"paper: {row.label}")
             rows.append(_bar(f"paper: {row.label}", domain, row.figures[column].value, None, None))
         for mine in one.own:
             if (found := mine.figures.get(column)) is not None:
-                order.setdefault(f"own: {mine.label}")
+                label = f"own: {mine.label}" + (" (not comparable)" if mine.warnings else "")
                 text = "; ".join(mine.warnings)
-                label = f"own: {mine.label}"
                 rows.append(_bar(label, domain, found.value, found.low, found.high, text))
-    rows.sort(key=lambda row: list(order).index(row["series"]))
+    order = list(dict.fromkeys(row["series"] for row in rows))
+    rows.sort(key=lambda row: order.index(row["series"]))
     caption = (
         "AUC of Tables 3 and 4, as the paper's Figure 2 shows them; own runs with 95% intervals, "
         "what differs in them on hover."
@@ -131,7 +125,6 @@ def _bars(standings: Sequence[Standing]) -> list[Figure]:
             caption=caption,
             rows=[row for row in rows if row["value"] is not None],
             metric="AUC",
-            low=0.4,
         )
     ]
 
@@ -157,22 +150,26 @@ def _bar(
 def _radar(results: Mapping[str, Result]) -> list[Figure]:
     """Draw own runs of BCNB's tasks; the paper's Figure 3 prints no numbers."""
     values: dict[str, dict[str, float]] = {}
-    for result in results.values():
+    for name, result in results.items():
         dataset, _, task = (result.task.name or "").partition("/")
         found = result.metrics.get("auc")
-        if dataset == _RADAR and task and found is not None and found.value is not None:
-            series = f"{_series(result)} @ {result.store.resolution}"
-            values.setdefault(series, {}).setdefault(task.upper(), round(found.value, 4))
+        if dataset != _RADAR or not task or found is None or found.value is None:
+            continue
+        series = f"{_series(result)} @ {result.store.resolution}"
+        if task.upper() in values.get(series, {}):
+            series = f"{series} [{name}]"  # another run of the same set-up
+        values.setdefault(series, {})[task.upper()] = round(found.value, 4)
     axes = sorted({axis for of in values.values() for axis in of})
     whole = {
-        s: {axis: of[axis] for axis in axes} for s, of in values.items() if set(of) == set(axes)
+        series: {axis: of[axis] for axis in axes}
+        for series, of in values.items()
+        if set(of) == set(axes)
     }
     if len(axes) < 3 or not whole:
         return []
+    rows = radar_rows(whole)
     caption = "Own AUC of each task."
-    return [
-        Figure(kind="radar", title="BCNB", caption=caption, rows=radar_rows(whole), metric="AUC")
-    ]
+    return [Figure(kind="radar", title="BCNB", caption=caption, rows=rows, metric="AUC")]
 
 
 def _spread(results: Mapping[str, Result], pages: Mapping[str, RunPage]) -> list[Figure]:

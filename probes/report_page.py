@@ -19,7 +19,14 @@ from probes.run_page import Figure, Picture, RunPage
 from probes.runs import Result
 from probes.standing import Standing, side_of
 from probes.table_texts import NONE as _NONE
-from probes.table_texts import SOURCE, decimals_of, difference_text, figure_text, interval_text
+from probes.table_texts import (
+    SOURCE,
+    decimals_of,
+    difference_text,
+    figure_text,
+    interval_text,
+    remarks_of,
+)
 
 __all__ = ["Report", "html_of"]
 
@@ -186,6 +193,7 @@ def _environment() -> Any:  # noqa: ANN401 - of jinja2
         "encoder": encoder_name,
         "interval": interval_text,
         "order": _order,
+        "remarks_of": remarks_of,
         "run_link": lambda name: f"#run={quote(name)}",
         "value": figure_text,
     }

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dinocache.errors import DinocacheError, StoreNotFoundError
+from dinocache.errors import DinocacheError, StoreError, StoreNotFoundError
 from dinocache.layout import HEADER
 from dinocache.places import Where, folder_of
 from dinocache.roots import find_stores
@@ -20,6 +20,7 @@ from probes.compared import ComparedRun, ScoredRun, read_compared
 from probes.features import open_store, row_picture
 from probes.metrics.names import needed_thresholds
 from probes.pictures import webp_of_array, webp_of_png
+from probes.places import safe_name
 from probes.runs import Result, read_predictions
 
 __all__ = ["Figure", "Picture", "RunPage", "WorstItem", "run_page", "stores_at_hand"]
@@ -129,7 +130,10 @@ def run_page(folder: Path, result: Result, stores: Mapping[str, FeatureStore]) -
     except (DinocacheError, ValueError, KeyError) as exc:
         remarks.append(f"folds and seeds one by one: {exc}")
     store = stores.get(_key(result))
-    worst = [_with_picture(one, folder, store) for one in worst]
+    worst = [_with_picture(one, folder) for one in worst]
+    if store is not None:
+        by_row = result.task.of == "row"
+        worst = [one if one.thumbnail else _with_thumbnail(one, store, by_row) for one in worst]
     return RunPage(
         figures=tuple(figures),
         worst=tuple(worst),
@@ -157,9 +161,16 @@ def stores_at_hand(root: Where | None, results: Mapping[str, Result]) -> dict[st
     wanted = {_key(result) for result in results.values()}
     datasets = sorted({(r.test_store or r.store).dataset for r in results.values()})
     places: list[Where] = [root] if folder_of(root).exists(HEADER) else []
-    places = places or [place.folder for name in datasets for place in find_stores(root, name)]
-    stores = [open_store(place) for place in places]
-    found = {f"{store.header.dataset}/{store.header.digest}": store for store in stores}
+    # Names come from files of runs: none may lead out of the root.
+    named = [name for name in datasets if "/" not in name and not name.startswith(".")]
+    places = places or [place.folder for name in named for place in find_stores(root, name)]
+    found: dict[str, FeatureStore] = {}
+    for place in places:
+        try:
+            store = open_store(place)
+            found[f"{store.header.dataset}/{store.header.digest}"] = store
+        except StoreError:
+            continue  # a damaged one that maybe no run is of
     if not wanted & set(found):
         raise StoreNotFoundError(
             f"no run was tested on a store under {root}; `dinocache ls {root}` lists what is there"
@@ -210,9 +221,10 @@ def _scored_figures(
         prs.append({"curve": name, **_thinned(x[::-1], y[::-1])})
         part = np.clip(scores[:, n], 0, 1)
         y, x = calibration_curve(truth[:, n], part, n_bins=_BINS)
-        edges = np.minimum((part * _BINS).astype(int), _BINS - 1)
-        n_items = [int(count) for count in np.bincount(edges, minlength=_BINS) if count]
-        calibrated.append({"curve": name, "x": _short(x), "y": _short(y), "n": n_items[: len(x)]})
+        # As scikit-learn bins: what lies on an edge belongs below it.
+        bins = np.searchsorted(np.linspace(0, 1, _BINS + 1)[1:-1], part)
+        n_items = [int(count) for count in np.bincount(bins) if count]
+        calibrated.append({"curve": name, "x": _short(x), "y": _short(y), "n": n_items})
     figures = [
         Figure(kind="roc", title="ROC", caption=pooled, rows=rocs),
         Figure(kind="pr", title="Precision and recall", caption=pooled, rows=prs),
@@ -400,26 +412,31 @@ def _pictures(folder: Path) -> tuple[Picture, ...]:
     """Take pictures that a run's command left in its folder, the first of each sort."""
     found: list[Picture] = []
     for name, says in _SORTS.items():
-        for path in sorted((folder / name).rglob("*.png"))[: _PICTURES // 2]:
+        for path in _pngs(folder / name)[: _PICTURES // 2]:
             if (content := webp_of_png(path, _PICTURE_PX)) is not None:
                 found.append(Picture(caption=f"{path.stem}: {says}", content=content))
     return tuple(found[:_PICTURES])
 
 
-def _with_picture(item: WorstItem, folder: Path, store: FeatureStore | None) -> WorstItem:
-    """Show truth and answer where the run has a picture of them, else the item itself."""
+def _pngs(folder: Path) -> list[Path]:
+    """List pictures, and none that a link leads to: nothing outside the run gets into the page."""
+    return [] if folder.is_symlink() else sorted(folder.rglob("*.png"))
+
+
+def _with_picture(item: WorstItem, folder: Path) -> WorstItem:
+    """Show truth and answer where the run has a picture of them."""
     for name in ("overlays", "warps"):
-        for path in sorted((folder / name).rglob("*.png")):
-            if path.stem == item.item_id:
+        for path in _pngs(folder / name):
+            if path.stem == safe_name(item.item_id):
                 return replace(item, thumbnail=webp_of_png(path, _OVERLAY_PX))
-    return item if store is None else _with_thumbnail(item, store)
+    return item
 
 
-def _with_thumbnail(item: WorstItem, store: FeatureStore) -> WorstItem:
-    item_id, _, row = item.item_id.rpartition("#")
-    named, place = (item_id, int(row)) if item_id and row.isdigit() else (item.item_id, None)
+def _with_thumbnail(item: WorstItem, store: FeatureStore, by_row: bool) -> WorstItem:
+    """Show an item of a store, or one of its rows (`ID#ROW`); else leave it as it is."""
+    named, _, row = item.item_id.rpartition("#") if by_row else (item.item_id, "", "")
     try:
-        content = _thumbnail(store, named, place)
+        content = _thumbnail(store, named, int(row) if row else None)
     except (DinocacheError, ValueError, KeyError, OSError):
         return item
     return replace(item, thumbnail=content)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 from dinocache.errors import DinocacheError
-from dinocache.manifest import OFFICIAL, Folds, Manifest, Published, Task, find_task, split_column
+from dinocache.manifest import Manifest, Published, Task
 from dinocache.manifest import shipped_manifests as shipped
+from probes.comparable import differences, find
 from probes.paper_tables import Column, PaperFigure, PaperRow, PaperTable
 from probes.runs import Estimate, Result
 
@@ -15,6 +15,7 @@ __all__ = [
     "OwnFigure",
     "OwnRow",
     "Standing",
+    "head_name",
     "settings_apart",
     "side_of",
     "standing",
@@ -76,12 +77,14 @@ class OwnRow:
         label: Encoder, resolution, head.
         against: The label of the paper's row that differences are from; empty if there is none.
         warnings: Where the set-up differs from the paper's, so that no figure compares.
+        notes: What to know besides, as the runs say it.
         figures: By column.
     """
 
     label: str
     against: str
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
     figures: Mapping[Column, OwnFigure] = field(hash=False)
 
 
@@ -135,16 +138,13 @@ def _places(name: str, result: Result) -> list[_Placed]:
     if not named or named.partition("/")[0] not in shipped():
         return []
     try:
-        manifest, _, task = _task(named)
+        manifest, _, task = find(named)
     except DinocacheError:
         return []  # a task that this version does not ship
     return [
         _Placed(name=name, result=result, manifest=manifest, task=task, answer=answer)
         for answer in task.paper
     ]
-
-
-_task = cache(find_task)
 
 
 def _of_table(table: PaperTable, placed: Sequence[_Placed]) -> Standing:
@@ -208,6 +208,7 @@ def _setup(one: _Placed) -> tuple[object, ...]:
         tuple(sorted((k, str(v)) for k, v in result.head.settings.items())),
         result.split.shots,
         result.split.fraction,
+        result.pool,
         tuple(sorted(one.answer.where.items(), key=str)),
     )
 
@@ -218,10 +219,23 @@ def _label(one: _Placed) -> str:
     if result.is_of_encoder:
         variant = f"-{result.store.variant}" if result.store.variant else ""
         parts.append(f"{result.store.model} @ {result.store.resolution}{variant}")
-    parts.append(result.head.name + (f" on {'+'.join(result.features)}" if result.features else ""))
-    if where := [str(value) for key, value in one.answer.where.items() if key == "modality"]:
-        parts.append(where[0])
+    parts.append(head_name(result))
+    parts += [str(value) for key, value in one.answer.where.items() if key == "modality"]
     return ", ".join(parts)
+
+
+def head_name(result: Result) -> str:
+    """Name the head, what it reads, and what else is not a setting of it."""
+    said = [result.head.name + (f" on {'+'.join(result.features)}" if result.features else "")]
+    if result.pool in ("max", "mean+std"):
+        said.append(f"pool {result.pool}")
+    if result.split.shots:
+        said.append(f"{result.split.shots} shots")
+    if result.split.fraction:
+        said.append(f"{result.split.fraction:g} of the groups")
+    if result.random_weights:
+        said.append(result.store.weights)
+    return ", ".join(said)
 
 
 def _rows(table: PaperTable, label: str, members: Sequence[_Placed]) -> list[OwnRow]:
@@ -237,15 +251,14 @@ def _rows(table: PaperTable, label: str, members: Sequence[_Placed]) -> list[Own
         else:
             rows.append([one])
     made = []
+    mean = _average(table, averaged) if len(rows) < 2 else {}
     for row in rows or [[]]:
-        figures = _figures(table, row)
-        if len(rows) < 2:
-            figures |= _average(table, averaged)
+        figures = {**_figures(table, row), **mean}
         text = label
         if len(rows) > 1:
             text += f" [{', '.join(sorted(one.name for one in row))}]"
         if figures:
-            made.append(_row(table, text, [*row, *averaged], figures))
+            made.append(_row(table, text, [*row, *(averaged if mean else ())], figures))
     return made
 
 
@@ -259,7 +272,19 @@ def _row(
     return OwnRow(
         label=label,
         against=against.label if against else "",
-        warnings=_shared({one: _warnings(table, one, against) for one in members}),
+        warnings=_shared(
+            {
+                one: differences(
+                    one.result,
+                    one.manifest,
+                    one.task,
+                    stated=_stated(table, one.answer.dataset),
+                    known=against is not None,
+                )
+                for one in members
+            }
+        ),
+        notes=tuple(dict.fromkeys(note for one in members for note in one.result.notes)),
         figures=figures,
     )
 
@@ -374,92 +399,17 @@ def _shared(warnings: Mapping[_Placed, Sequence[str]]) -> tuple[str, ...]:
     )
 
 
-def _warnings(table: PaperTable, one: _Placed, against: PaperRow | None) -> list[str]:
-    """Say where a run's set-up differs from the paper's, as far as that is known."""
-    result, task = one.result, one.task
-    found = []
-    if result.random_weights:
-        found.append(f"random weights ({result.store.weights})")
-    found += [_split_warning(result, one.manifest, task), _draw_warning(result)]
-    found += [_items_warning(result, one.manifest, task)]
-    if result.is_of_encoder:
-        found.append(_resolution_warning(table, one))
-        if against is None:
-            found.append("the paper prints nothing of this encoder")
-    if result.head.name not in (task.head, "unregistered", "voxelmorph"):
-        found.append(f"head {result.head.name}, not the paper's ({task.head})")
-    elif len(result.seeds) < task.seeds:
-        found.append(f"{len(result.seeds)} of {task.seeds} seeds")
-    return [text for text in found if text]
-
-
-def _draw_warning(result: Result) -> str:
-    if result.split.shots:
-        return f"trained on {result.split.shots} items a class"
-    return f"trained on {result.split.fraction:g} of the groups" if result.split.fraction else ""
-
-
-def _split_warning(result: Result, manifest: Manifest, task: Task) -> str:
-    if task.rows:
-        return "" if result.split.protocol == "rows" else f"other split ({result.split.said})"
-    trains_elsewhere = task.train_on is not None
-    wanted = split_column(_task(task.train_on)[2].split if task.train_on else task.split)
-    if result.split.column == wanted:
-        if trains_elsewhere == (result.test_store is not None):
-            return ""
-        return "trained on another dataset" if result.test_store else "trained on the same dataset"
-    if manifest.splits or task.split == "official":
-        return f"other split ({result.split.said}, not {wanted!r})"
-    return ""
-
-
-def _items_warning(result: Result, manifest: Manifest, task: Task) -> str:
-    """Say so where fewer were tested than the official release has."""
-    whole = None if task.of == "row" or task.rows else _tested_by(manifest, task)
-    if whole is not None and task.pairs is not None:
-        whole //= 2
-    tested = round(result.split.n_test * _rounds(result, manifest, task))
-    if whole is not None and tested < whole:
-        return f"{tested:,} of {whole:,} {'pairs' if task.pairs else 'items'} tested"
-    if result.left_out:
-        return f"{len(result.left_out):,} items left out"
-    return ""
-
-
-def _tested_by(manifest: Manifest, task: Task) -> int | None:
-    """Count the items that a task tests in the official release, where its manifest says."""
-    column, rule = split_column(task.split), manifest.splits.get(task.split)
-    names = [f"{column}=test"]
-    if column == "split" or getattr(rule, "base", None) == OFFICIAL:
-        names.append("test")
-    elif isinstance(rule, Folds) and not rule.base:
-        names.append("items")
-    return next((manifest.expect[name] for name in names if name in manifest.expect), None)
-
-
-def _rounds(result: Result, manifest: Manifest, task: Task) -> int:
-    """Say in how many parts the items were tested; folds that choose test the same ones."""
-    rule = manifest.splits.get(task.split)
-    chooses = isinstance(rule, Folds) and bool(rule.base)
-    same = result.split.protocol == "column" and chooses
-    return 1 if same or result.test_store is not None else result.split.folds or 1
-
-
-def _resolution_warning(table: PaperTable, one: _Placed) -> str:
-    stated = {
-        figure.resolution
-        for row in table.rows
-        for column, figure in row.figures.items()
-        if column.dataset == one.answer.dataset and figure.resolution
-    }
-    ours = one.result.store.resolution
-    if stated:
-        wanted = str(min(stated))
-        return "" if ours == wanted else f"resolution {ours}, the paper's is {wanted}"
-    wanted = str(one.manifest.extract.resolutions[0])
-    if ours == wanted:
-        return ""
-    return f"resolution {ours}; the paper states none, {wanted} stands for it"
+def _stated(table: PaperTable, dataset: str) -> int | None:
+    """Find the resolution that the paper states of a dataset, px."""
+    return next(
+        (
+            figure.resolution
+            for row in table.rows
+            for column, figure in row.figures.items()
+            if column.dataset == dataset and figure.resolution
+        ),
+        None,
+    )
 
 
 def _marks(table: PaperTable, own: Sequence[OwnRow]) -> dict[tuple[int, Column], Mark]:

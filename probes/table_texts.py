@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from probes.paper_tables import Column, Contradiction, PaperFigure
+from probes.paper_tables import Column, Contradiction, PaperFigure, PaperTable
 from probes.standing import Mark, OwnFigure, OwnRow, Standing
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "interval_text",
     "latex_of",
     "markdown_of",
+    "remarks_of",
 ]
 
 NONE = "\u2013"
@@ -32,7 +33,7 @@ _LATEX = {
 
 
 def figure_text(figure: OwnFigure, decimals: int) -> str:
-    """Write a figure of one's own with a decimal more than the paper's, at most four."""
+    """Write a figure of one's own: with a decimal more than the paper's, if it has under four."""
     return NONE if figure.value is None else f"{figure.value:.{_places(decimals)}f}"
 
 
@@ -59,7 +60,7 @@ def decimals_of(standing: Standing, column: Column) -> int:
 
 
 def _places(decimals: int) -> int:
-    return min(decimals + 1, 4) if decimals < 3 else decimals
+    return max(decimals, min(decimals + 1, 4))
 
 
 def markdown_of(standings: Sequence[Standing], general: Sequence[Contradiction] = ()) -> str:
@@ -98,13 +99,20 @@ def _markdown_table(one: Standing) -> Iterator[str]:
             yield f"- {_markdown(_warned(mine))}"
         if mine.against:
             yield f"- {_markdown(mine.label)}: differences are from {_markdown(mine.against)}"
+        yield from (f"- {_markdown(f'{mine.label}: {note}')}" for note in mine.notes)
     yield from (f"- {_markdown(note)}" for note in one.differs)
-    for row in table.rows:
-        for column, figure in row.figures.items():
-            if figure.remark:
-                place = f"{row.label}, {column.dataset}, {column.title}"
-                yield f"- {_markdown(f'† {place}: {figure.text}, {figure.remark}')}"
+    yield from (f"- {_markdown(text)}" for text in remarks_of(table))
     yield from _notes(table.contradictions)
+
+
+def remarks_of(table: PaperTable) -> list[str]:
+    """Say of each figure with a † what there is to say of it."""
+    return [
+        f"† {row.label}, {column.dataset}, {column.title}: {figure.text}, {figure.remark}"
+        for row in table.rows
+        for column, figure in row.figures.items()
+        if figure.remark
+    ]
 
 
 def _notes(contradictions: Sequence[Contradiction]) -> Iterator[str]:
@@ -142,6 +150,11 @@ def latex_of(one: Standing) -> str:
         marked = [rf"{commands[m]}{{{_latex(t)}}}" if m else _latex(t) for t, m in cells]
         lines.append(_latex_row(f"{'Own: ' if mine else ''}{_latex(label)}{sign}", *marked))
     lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = [_latex(text) for text in remarks_of(table)]
+    if any(f.beyond for mine in one.own for f in mine.figures.values()):
+        notes.append("* what the paper prints lies outside the 95\\% interval")
+    notes += [_latex(f"{m.label}: differences from {m.against}") for m in one.own if m.against]
+    lines += [rf"\par\footnotesize {text}" for text in notes]
     if warned:
         said = "; ".join(dict.fromkeys(text for mine in warned for text in mine.warnings))
         lines.append(rf"\par\footnotesize $^{{\ddagger}}$ not comparable: {_latex(said)}")
@@ -202,6 +215,7 @@ def csv_of(standings: Sequence[Standing]) -> pd.DataFrame:
                     "source": "paper",
                     "method": row.label,
                     "value": figure.value,
+                    "std": figure.std,
                     "printed": figure.text,
                     "mark": one.marks.get((place, column), ""),
                     "warnings": "",
@@ -220,6 +234,7 @@ def csv_of(standings: Sequence[Standing]) -> pd.DataFrame:
                     "high": found.high,
                     "against": mine.against,
                     "difference": found.difference,
+                    "beyond": found.beyond,
                     "mark": one.marks.get((place, column), ""),
                     "warnings": "; ".join(mine.warnings),
                     "runs": "; ".join(found.runs),
@@ -227,8 +242,8 @@ def csv_of(standings: Sequence[Standing]) -> pd.DataFrame:
                 for column, found in mine.figures.items()
             ]
     columns = ["table", "dataset", "metric", "unit", "better", "source", "method", "value"]
-    columns += ["printed", "low", "high", "against", "difference", "mark", "warnings", "remark"]
-    columns += ["runs"]
+    columns += ["std", "printed", "low", "high", "against", "difference", "beyond", "mark"]
+    columns += ["warnings", "remark", "runs"]
     return pd.DataFrame(lines, columns=columns)
 
 

@@ -645,6 +645,7 @@ def test_uint8_arithmetic_is_for_8_bit_images(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_anatomix(tmp_path: Path) -> None:
     """One map of the item's own window, a feature vector a pixel; no vector of the whole."""
     table = make_table(tmp_path, 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from faithful import surprises
 from miniature import miniature, miniatures
 
 from dinocache.dataset import Dataset, find_dataset
@@ -199,6 +200,7 @@ def test_its_tasks_of_maps_are_fitted(
         assert (result.task.name, result.task.kind) == (f"{name}/{key}", task.kind)
         assert set(task.metrics) <= set(result.metrics)
         assert result.features == task.features
+        assert surprises(result) == []
         assert result.store.random_weights
         assert any(found.value is not None for found in result.metrics.values())
         assert list((tmp_path / key / "labels").rglob("*.*"))
@@ -225,6 +227,7 @@ def test_its_pairs_are_registered(name: str, outcome: Outcome, tmp_path: Path) -
         result = found.result
         assert (result.task.name, result.task.kind) == (f"{name}/{key}", task.kind)
         assert result.features == task.features
+        assert surprises(result) == []
         assert result.split.column == split_column(task.split)
         assert set(request.metrics) == set(result.metrics)
         assert any("TRUE labels" in note for note in result.notes) == (name == "acdc")
@@ -262,6 +265,7 @@ def test_its_tasks_are_fitted(name: str, outcome: Outcome) -> None:
         result = fit(task_request(f"{name}/{key}", outcome.path, **asked)).result
         assert (result.task.name, result.task.kind) == (f"{name}/{key}", task.kind)
         assert result.split.column == split_column(task.split)
+        assert surprises(result) == []
         assert result.store.random_weights
         assert any(found.value is not None for found in result.metrics.values())
         if task.of == "row":

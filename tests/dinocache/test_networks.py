@@ -20,6 +20,8 @@ FEW: dict[str, dict[str, object]] = {
     "open_clip:ViT-S-32": {},
 }
 """Each sort of network, and what leaves it a few blocks of each of its sorts of block."""
+COMPILED = ("tiny", "dinov3-convnext-tiny")
+"""Of these, which are compiled in every run of the suite: it takes seconds each."""
 
 
 def with_blocks(spec: EncoderSpec, few: dict[str, object]) -> EncoderSpec:
@@ -28,7 +30,10 @@ def with_blocks(spec: EncoderSpec, few: dict[str, object]) -> EncoderSpec:
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in COMPILED else (pytest.mark.long,)) for name in FEW],
+)
 def test_torch_compiles_each_sort_of_network_as_one_graph(name: str, whole: bool) -> None:
     """Without a break, with earlier layers, under bf16: what a GPU compiles. No compiler is run."""
     spec = with_blocks(find_encoder(name), {} if whole else FEW[name])

@@ -217,7 +217,7 @@ def sizes(specs: Iterable[EncoderSpec]) -> list[Any]:
     given = []
     for spec in specs:
         if spec.untested:
-            alike = (pytest.mark.long,) if "-sat" in spec.name else ()
+            alike = (pytest.mark.long,)
             given.append(pytest.param(with_blocks(spec, 2), id=spec.name, marks=alike))
         elif is_large(spec):
             given.append(pytest.param(with_blocks(spec, _FEW), id=spec.name))
@@ -263,7 +263,13 @@ _DEPTHS = {"tiny": [3, 3, 9, 3]}
 
 
 @pytest.mark.parametrize("writer", ["meta", "transformers"])
-@pytest.mark.parametrize("spec", CONVNEXT, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(s, id=s.name, marks=(pytest.mark.long,) if s.dim > 768 else ())
+        for s in CONVNEXT
+    ],
+)
 def test_convnext(spec: EncoderSpec, writer: str, tmp_path: Path) -> None:
     size = spec.name.split("-")[-1]
     config = transformers.DINOv3ConvNextConfig(
@@ -409,6 +415,7 @@ def test_plain_vit(spec: EncoderSpec, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_biomedclip(tmp_path: Path) -> None:
     """Against open_clip's own tower, as the model's configuration on the hub describes it."""
     spec = encoder_spec("biomedclip")
@@ -431,6 +438,7 @@ def test_biomedclip(tmp_path: Path) -> None:
     check(spec, file, reference, (224, 224))
 
 
+@pytest.mark.long
 def test_conch(tmp_path: Path) -> None:
     """Against transformers' trunk and torch's own attention, put together as CONCH does."""
     spec = encoder_spec("conch")

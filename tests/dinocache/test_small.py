@@ -450,7 +450,7 @@ def test_features_that_cannot_be_kept(
 # Damage
 
 
-@pytest.mark.parametrize("kind", ["cls", "dense"])
+@pytest.mark.parametrize("kind", ["cls", pytest.param("dense", marks=pytest.mark.long)])
 def test_every_flipped_bit_of_a_calibration_is_found(copy: Path, kind: str) -> None:
     path = copy / calibration_name(kind)
     content = path.read_bytes()

@@ -245,7 +245,7 @@ def test_large_items_over_several_units(tmp_path: Path, monkeypatch: pytest.Monk
     assert np.isfinite(everything[16:80]).all()
 
 
-@pytest.mark.parametrize("step", [29, pytest.param(7, marks=pytest.mark.long)])
+@pytest.mark.parametrize("step", [97, pytest.param(7, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["cls", "dense", "item_cls", "image"])
 def test_every_flipped_bit_of_an_arrays_description_is_an_error(
     copy: Path, kind: str, step: int

@@ -280,7 +280,7 @@ def test_pictures_take_two_axes(tmp_path: Path) -> None:
     assert np.abs(vectors[10:26, 12:32, 0, 0].mean((0, 1)) - [-2, 3, 0]).max() < 0.7
 
 
-@pytest.mark.parametrize("features", [("image",), ("dense",)])
+@pytest.mark.parametrize("features", [("image",), pytest.param(("dense",), marks=pytest.mark.long)])
 def test_a_network_is_trained(store: Path, tmp_path: Path, features: tuple[str, ...]) -> None:
     settings = {"epochs": 2, "lr": 0.001} | ({"components": 4} if "dense" in features else {})
     request = asked(store, method="voxelmorph", features=features, settings=settings)

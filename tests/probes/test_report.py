@@ -3,7 +3,9 @@
 import base64
 import gzip
 import json
+import os
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -224,6 +226,54 @@ def test_a_damaged_run_is_named_and_stops_no_other(tmp_path: Path) -> None:
     page = Page(found.page)
     assert "Left out: " in page.text
     assert list(page.runs) == ["good"]
+
+
+def nans(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(**{"score.positive": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(nans, id="no-numbers"),
+        pytest.param(lambda t: t.assign(**{"score.positive": "high"}), id="text"),
+        pytest.param(lambda t: t.iloc[:0], id="empty"),
+        pytest.param(lambda t: t.iloc[1:], id="one-row-less"),
+    ],
+)
+def test_odd_predictions_are_a_remark_and_stop_nothing(
+    tmp_path: Path, harm: Callable[[pd.DataFrame], pd.DataFrame]
+) -> None:
+    pneumonia(tmp_path / "good")
+    pneumonia(tmp_path / "odd")
+    file = tmp_path / "odd/predictions.parquet"
+    harm(pd.read_parquet(file)).to_parquet(file)
+    page = written(tmp_path)
+    assert set(page.runs) == {"good", "odd"}
+    assert "fit again" in page.runs["odd"]["html"]
+    assert "fit again" not in page.runs["good"]["html"]
+
+
+def test_a_run_without_metrics(tmp_path: Path) -> None:
+    pneumonia(tmp_path / "one", metrics={})
+    assert list(written(tmp_path).runs) == ["one"]
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    pneumonia(tmp_path / "good")
+    pneumonia(tmp_path / "bad")
+    os.rename(os.fsencode(tmp_path / "bad"), os.fsencode(tmp_path) + b"/b\xff")
+    found = write_report(tmp_path, tmp_path / "page.html")
+    assert list(Page(found.page).runs) == ["good"]
+    assert "its name is no UTF-8" in found.remarks[0]
+
+
+def test_figures_of_names_alike_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    for name in ("a b", "a_b", "A-b", "\u00c4"):
+        pneumonia(tmp_path / f"runs/{name}", seeds=1)
+    found = write_report(tmp_path / "runs", tmp_path / "out", figures="all")
+    assert len({str(path).lower() for path in found.figures}) == len(found.figures)
+    assert all(path.is_file() for path in found.figures)
 
 
 @pytest.mark.parametrize(

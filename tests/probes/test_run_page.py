@@ -54,6 +54,18 @@ def test_curves_are_those_of_the_mean_scores(tmp_path: Path) -> None:
     }
 
 
+def test_items_on_an_edge_are_counted_where_they_are_averaged(tmp_path: Path) -> None:
+    """k-NN with ten neighbours scores in tenths, which are the edges of the bins."""
+    result = write_synthetic_run(tmp_path, "rsna-pneumonia/pneumonia", seeds=1)
+    table = predictions(tmp_path)
+    table["score.positive"] = (np.arange(len(table)) % 4 + 1).astype(np.float32) / 10
+    table.to_parquet(tmp_path / "predictions.parquet")
+    calibrated = run_page(tmp_path, result, {}).figures[2].rows[0]
+    for x, y, n in zip(calibrated["x"], calibrated["y"], calibrated["n"], strict=True):
+        part = table[np.isclose(table["score.positive"], x)]
+        assert (len(part), round(part["truth.positive"].mean(), 3)) == (n, y)
+
+
 def test_long_curves_keep_their_shape_and_their_ends(tmp_path: Path) -> None:
     result = write_synthetic_run(tmp_path, "rsna-pneumonia/pneumonia", seeds=1)
     rng = np.random.default_rng(7)
@@ -195,6 +207,36 @@ def test_a_worst_item_shows_truth_and_prediction_where_the_run_has_them(tmp_path
     Image.new("RGB", (640, 480), "red").save(tmp_path / f"run/overlays/s0.f0/{worst}.png")
     items = run_page(tmp_path / "run", result, {}).worst
     assert [item.item_id for item in items if item.thumbnail] == [worst]
+
+
+def test_pictures_are_found_by_the_names_that_files_have(tmp_path: Path) -> None:
+    result = write_synthetic_run(tmp_path / "run", "msd-task04/segmentation")
+    table = predictions(tmp_path / "run")
+    table["item_id"] = "patient 1/" + table["item_id"]
+    table.to_parquet(tmp_path / "run/predictions.parquet")
+    worst = run_page(tmp_path / "run", result, {}).worst[0].item_id
+    (tmp_path / "run/overlays").mkdir()
+    named = f"patient_1_{worst.partition('/')[2]}.png"
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "run/overlays" / named)
+    items = run_page(tmp_path / "run", result, {}).worst
+    assert [item.item_id for item in items if item.thumbnail] == [worst]
+
+
+def test_a_linked_folder_of_pictures_is_left_alone(tmp_path: Path) -> None:
+    result = write_synthetic_run(tmp_path / "run", "msd-task04/segmentation")
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "elsewhere/item-3.png")
+    (tmp_path / "run/overlays").symlink_to(tmp_path / "elsewhere")
+    page = run_page(tmp_path / "run", result, {})
+    assert page.pictures == ()
+    assert not [item for item in page.worst if item.thumbnail]
+
+
+def test_a_picture_that_would_fill_the_memory_is_left_out(tmp_path: Path) -> None:
+    result = write_synthetic_run(tmp_path / "run", "msd-task04/segmentation")
+    (tmp_path / "run/overlays").mkdir()
+    Image.new("1", (9000, 9000)).save(tmp_path / "run/overlays/huge.png")
+    assert run_page(tmp_path / "run", result, {}).pictures == ()
 
 
 def test_pairs_are_named_as_pairs(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from synthetic_runs import estimate, write_synthetic_run
 
-from dinocache.manifest import find_task
+from dinocache.manifest import find_task, split_column
+from probes.heads import DENSE_HEADS, HEADS, make_dense_head, make_head
 from probes.paper_tables import Column, PaperTable, paper_tables
 from probes.runs import Estimate, Result, SplitFacts
 from probes.standing import OwnRow, Standing, settings_apart, side_of, standing
+from probes.tasks import list_tasks
 
 TABLES = {table.number: table for table in paper_tables()}
 
@@ -81,25 +83,16 @@ def test_names_that_differ_are_matched_as_the_manifest_says(tmp_path: Path) -> N
 
 def test_every_mapped_name_is_a_metric_and_a_column() -> None:
     """A manifest that names a metric wrongly would leave its column empty for ever."""
-    for table in TABLES.values():
-        for named in _tasks():
-            _, _, task = find_task(named)
-            for answer in task.paper:
-                if answer.table != table.number:
-                    continue
-                metrics = {c.metric for c in table.columns if c.dataset == answer.dataset}
-                assert metrics, (named, answer.dataset)
-                for theirs in metrics:
-                    ours, _, of = answer.metrics.get(theirs, theirs).partition(".")
-                    assert ours in task.metrics, (named, theirs)
-                    assert not of or of in task.labels.values(), (named, of)
-                assert set(answer.metrics) <= metrics
-
-
-def _tasks() -> list[str]:
-    from probes.tasks import list_tasks
-
-    return [task["task"] for task in list_tasks(None)]
+    for task in list_tasks(None):
+        for answer in task["paper"]:
+            columns = TABLES[answer["table"]].columns
+            metrics = {c.metric for c in columns if c.dataset == answer["dataset"]}
+            assert metrics, task["task"]
+            for theirs in metrics:
+                ours, _, of = answer["metrics"].get(theirs, theirs).partition(".")
+                assert ours in task["metrics"], (task["task"], theirs)
+                assert not of or of in task["labels"].values(), (task["task"], of)
+            assert set(answer["metrics"]) <= metrics
 
 
 @pytest.mark.parametrize(
@@ -137,7 +130,8 @@ def test_what_differs_is_said(
         ({"column": "view"}, "other split (split 'view', not 'split')"),
         ({"shots": 5}, "trained on 5 items a class"),
         ({"fraction": 0.1}, "trained on 0.1 of the groups"),
-        ({"n_test": 48}, "48 of 25,596 items tested"),
+        ({"n_test": 48}, "48 items tested, the official release has 25,596"),
+        ({"n_train": 50}, "trained on 50 items, the official release has 86,524"),
     ],
 )
 def test_other_patients_are_said(tmp_path: Path, split: dict[str, object], warning: str) -> None:
@@ -154,7 +148,7 @@ def test_pairs_are_counted_as_pairs(tmp_path: Path) -> None:
     facts = run(tmp_path, "acdc/ed-es", resolution="512").split
     whole = facts.model_copy(update={"n_test": 50})
     few = facts.model_copy(update={"n_test": 15})
-    for split, warnings in ((whole, ()), (few, ("15 of 50 pairs tested",))):
+    for split, warnings in ((whole, ()), (few, ("15 pairs tested, the official release has 50",))):
         row = only(placed(16, one=run(tmp_path, "acdc/ed-es", resolution="512", split=split)))
         assert (row.against, row.warnings) == ("DINO-S+MIND+ConvexAdam", warnings)
 
@@ -178,10 +172,118 @@ def test_what_one_dataset_alone_has_names_it(tmp_path: Path) -> None:
     assert only(both).warnings == ("NIH-14: 2 of 3 seeds",)
 
 
+@pytest.mark.parametrize("named", sorted(t["task"] for t in list_tasks(None) if t["paper"]))
+def test_a_task_as_it_stands_on_the_whole_release_compares(tmp_path: Path, named: str) -> None:
+    manifest, _, task = find_task(named)
+    changes: dict[str, object] = {"resolution": str(manifest.extract.resolutions[0])}
+    head = task.head if task.head != "convexadam" else "decoder3d"
+    if head in HEADS or head in DENSE_HEADS:
+        made = make_head if head in HEADS else make_dense_head
+        changes["settings"] = made(head, **task.settings).get_params() if head == task.head else {}
+    if task.train_on:
+        trained = find_task(task.train_on)[0].name
+        plain = run(tmp_path, named, **changes)
+        changes["test_store"] = plain.store
+        changes["store"] = plain.store.model_copy(update={"dataset": trained})
+        column = split_column(find_task(task.train_on)[2].split)
+        changes["split"] = plain.split.model_copy(update={"column": column, "folds": 5})
+    # The official lists leave frames out that are on no side.
+    changes["left_out"] = {"x": f"no value of {split_column(task.split)!r}"}
+    table = task.paper[0].table
+    assert only(placed(table, one=run(tmp_path, named, **changes))).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("named", "changes", "warning"),
+    [
+        ("acdc/ed-es", {"features": ("dense",)}, "features dense, not dense+mind"),
+        ("autopet2/ct", {"features": ("dense.pet",)}, "features dense.pet, not dense.ct"),
+        ("nih14/findings", {"features": ("mean",)}, "features mean, not the encoder's own vector"),
+        (
+            "acdc/ed-es",
+            {"head": "voxelmorph", "features": ("dense",)},
+            "features dense, not image",
+        ),
+        ("acdc/ed-es", {"model": "anatomix"}, "features dense+mind, not dense"),
+        ("nih14/findings", {"settings": {"epochs": 1}}, "settings epochs=1 (usually 50)"),
+        ("nih14/findings", {"pool": "max"}, "pool max"),
+        ("edd2020/diseases", {"present_only": True}, "means over other labels (--present-only)"),
+    ],
+)
+def test_another_set_up_is_said(
+    tmp_path: Path, named: str, changes: dict[str, object], warning: str
+) -> None:
+    manifest, _, task = find_task(named)
+    changes = {"resolution": str(manifest.extract.resolutions[0]), **changes}
+    table = task.paper[0].table
+    assert warning in only(placed(table, one=run(tmp_path, named, **changes))).warnings
+
+
+def test_another_method_has_no_row_to_differ_from(tmp_path: Path) -> None:
+    made = run(tmp_path, "acdc/ed-es", features=("image",), resolution="512")
+    row = only(placed(16, one=made))
+    assert row.against == ""
+    assert "the paper prints nothing of this method" in row.warnings
+
+
+def test_fewer_targets_are_said(tmp_path: Path) -> None:
+    made = run(tmp_path, "nih14/findings")
+    task = made.task.model_copy(update={"targets": ("Hernia",)})
+    row = only(placed(2, one=made.model_copy(update={"task": task})))
+    assert row.warnings == ("1 of 14 targets",)
+
+
+def test_the_store_that_was_tested_must_be_the_tasks(tmp_path: Path) -> None:
+    made = run(tmp_path, "nih14/findings")
+    other = made.store.model_copy(update={"dataset": "mine"})
+    row = only(placed(2, one=made.model_copy(update={"test_store": other})))
+    assert row.warnings == ("trained on nih14, tested on mine (the task: nih14, nih14)",)
+
+
+def test_how_images_were_read_is_compared(tmp_path: Path) -> None:
+    made = run(tmp_path, "camelyon16/tumour", resolution="224")
+    for mpp, warnings in ((0.5, ()), (0.25, ("read with tile_mpp=0.25 (the manifest: 0.5)",))):
+        recipe = {"reader": {"options": {"tile_px": 224, "tile_mpp": mpp, "overlap": 0}}}
+        store = made.store.model_copy(update={"recipe": recipe})
+        row = only(placed(3, one=made.model_copy(update={"store": store})))
+        assert row.warnings == warnings
+
+
+def test_a_column_of_the_items_is_a_split_too(tmp_path: Path) -> None:
+    made = run(tmp_path, "kvasir-capsule/reversed")
+    split = made.split.model_copy(update={"column": None, "protocol": "folds", "folds": 5})
+    row = only(placed(5, one=made.model_copy(update={"split": split})))
+    assert "other split (5 folds by group, not 'split.reversed')" in row.warnings
+
+
+def test_a_run_without_the_other_nine_tasks_is_not_blamed_for_them(tmp_path: Path) -> None:
+    whole = run(tmp_path, "msd-task06/segmentation")
+    few = run(tmp_path, "msd-task01/segmentation")
+    split = few.split.model_copy(update={"n_test": 1})
+    one = placed(11, a=whole, b=few.model_copy(update={"split": split}))
+    assert only(one).warnings == ()
+
+
+def test_what_is_no_setting_is_in_the_label(tmp_path: Path) -> None:
+    split = run(tmp_path, "nih14/findings").split.model_copy(update={"shots": 5})
+    runs = {
+        "a": run(tmp_path, "nih14/findings"),
+        "b": run(tmp_path, "nih14/findings", random=True),
+        "c": run(tmp_path, "nih14/findings", split=split),
+        "d": run(tmp_path, "nih14/findings", pool="max"),
+    }
+    assert sorted(row.label for row in placed(2, **runs).own) == [
+        "dinov3-s @ 256, linear on cls",
+        "dinov3-s @ 256, linear on cls, 5 shots",
+        "dinov3-s @ 256, linear on cls, pool max",
+        "dinov3-s @ 256, linear on cls, random:0",
+    ]
+
+
 def test_folds_that_choose_test_the_same_slides(tmp_path: Path) -> None:
     """Camelyon16: each of five folds tests the official 129 slides."""
     kept = run(tmp_path, "camelyon16/tumour", resolution="224").split
-    for n_test, warnings in ((129, ()), (40, ("40 of 129 items tested",))):
+    for n_test, warnings in ((129, ()), (40, ("40 items tested, the official release has 129",))):
         split = kept.model_copy(update={"n_test": n_test, "folds": 5})
         made = run(tmp_path, "camelyon16/tumour", resolution="224", split=split)
         assert only(placed(3, one=made)).warnings == warnings
@@ -190,7 +292,7 @@ def test_folds_that_choose_test_the_same_slides(tmp_path: Path) -> None:
 def test_folds_that_test_share_the_items(tmp_path: Path) -> None:
     """Hippocampus: each of five folds tests a fifth of the 260 volumes."""
     kept = run(tmp_path, "msd-task04/segmentation").split
-    for n_test, warnings in ((52, ()), (51, ("255 of 260 items tested",))):
+    for n_test, warnings in ((52, ()), (51, ("255 items tested, the official release has 260",))):
         split = kept.model_copy(update={"n_test": n_test, "folds": 5})
         made = run(tmp_path, "msd-task04/segmentation", split=split)
         assert only(placed(10, one=made)).warnings == warnings

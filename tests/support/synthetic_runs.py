@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dinocache.manifest import find_task, split_column
+from dinocache.manifest import Folds, find_task, split_column
 from probes.runs import Estimate, HeadFacts, Result, SplitFacts, StoreOrigin, TaskFacts
 
 __all__ = ["estimate", "write_synthetic_run", "write_synthetic_runs"]
@@ -88,11 +88,23 @@ def write_synthetic_run(
         random_weights=random,
         items_table="items",
     )
-    whole = manifest.expect.get("test") or manifest.expect.get("items", 40)
+    column = split_column(task.split)
+    folds = 5 if isinstance(manifest.splits.get(task.split), Folds) else None
+    sides = {
+        side: manifest.expect.get(f"{column}={side}") or manifest.expect.get(side)
+        for side in ("train", "test")
+    }
+    whole = sides["test"] or manifest.expect.get("items", 40) / (folds or 1)
+    if task.pairs is not None:
+        whole /= 2
     facts: dict[str, object] = {
         "inputs": "made-up",
         "task": TaskFacts(
-            name=named, targets=task.targets or ("mask",), kind=task.kind, classes=classes
+            name=named,
+            targets=task.targets or ("mask",),
+            kind=task.kind,
+            classes=classes,
+            labels=task.labels,
         ),
         "head": HeadFacts(name=head or task.head, settings=settings or {"made_up": 1}),
         "features": task.features or ("cls",),
@@ -100,15 +112,16 @@ def write_synthetic_run(
         "store": store,
         "split": SplitFacts(
             protocol="rows" if task.rows else "column",
-            column=None if task.rows else split_column(task.split),
-            folds=None,
+            column=None if task.rows else column,
+            folds=folds,
             digest="made-up",
-            n_train=70,
-            n_test=whole,
+            n_train=sides["train"] or 70,
+            n_test=1 if task.rows else whole,
         ),
         "seeds": tuple(range(seeds or task.seeds)),
-        "items": whole,
-        "groups": 23,
+        "items": round(manifest.expect.get("items", whole) / (2 if task.pairs else 1)),
+        "groups": manifest.expect.get("groups", 23),
+        "present_only": task.present_only,
         "left_out": {},
         "metrics": metrics,
         "per_class": {

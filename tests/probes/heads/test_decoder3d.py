@@ -97,7 +97,7 @@ def mean_dice(head: Decoder3dHead | Linear2dHead, cases: MemoryCases, classes: i
 
 
 class TestLearning:
-    @pytest.mark.parametrize("overlapping", [False, True])
+    @pytest.mark.parametrize("overlapping", [False, pytest.param(True, marks=pytest.mark.long)])
     def test_what_neighbouring_rows_hold(self, *, overlapping: bool) -> None:
         made: dict[str, Any] = {"classes": 2, "n_rows": 9, "grid": (3, 5)}
         made["overlapping"] = overlapping
@@ -121,7 +121,7 @@ class TestLearning:
     @pytest.mark.parametrize(
         ("levels", "telling"),
         [
-            pytest.param((0, 0), 1, id="the-second-pass"),
+            pytest.param((0, 0), 1, id="the-second-pass", marks=pytest.mark.long),
             pytest.param((0, 1, 2), 1, id="a-skip"),
         ],
     )
