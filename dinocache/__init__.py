@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dinocache.notebook import open_store as open
 
-__version__ = "0.9.0"
+__version__ = "0.10.0"
 
 __all__ = ["__version__", "open"]
 

@@ -1,7 +1,8 @@
 """The command `probe`: parses, calls one function, prints, chooses the exit code."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,6 @@ from dinocache.terminal import echo_json, run
 
 if TYPE_CHECKING:
     from probes.heads import Setting
-    from probes.leaderboard import Leaderboard, LeaderboardRequest
     from probes.request import TestOn
     from probes.sweep import Planned, Ran
 
@@ -861,24 +861,24 @@ def leaderboard(
         probe leaderboard runs --since 2025-06-01 --out leaderboard.md
     """
     from dinocache.errors import RequestError
-    from probes.leaderboard import LeaderboardRequest
+    from probes.leaderboard import LeaderboardRequest, make_leaderboard
     from probes.printing import leaderboard_markdown, print_leaderboard
     from probes.runs import write_table
 
     if out is not None and out.suffix not in (".csv", ".parquet", ".md"):
         raise RequestError(f"--out {out}: end it in .csv, .parquet or .md")
-    board = _make_leaderboard(
-        LeaderboardRequest(
-            root=runs,
-            metric=metric,
-            task=task,
-            since=since,
-            top=top,
-            over_time=over_time,
-            replicates=replicates,
-            permutations=permutations,
-        )
+    request = LeaderboardRequest(
+        root=runs,
+        metric=metric,
+        task=task,
+        since=since,
+        top=top,
+        over_time=over_time,
+        replicates=replicates,
+        permutations=permutations,
     )
+    with _progress("runs read") as told:
+        board = make_leaderboard(request, told=told)
     if out is not None and out.suffix == ".md":
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(leaderboard_markdown(board), "utf-8")
@@ -897,21 +897,21 @@ def leaderboard(
         raise typer.Exit(1)
 
 
-def _make_leaderboard(request: "LeaderboardRequest") -> "Leaderboard":
-    """Make it, with one line of progress on a terminal."""
+@contextmanager
+def _progress(what: str) -> "Iterator[Callable[[str, int, int], None]]":
+    """Show one line of progress on a terminal; what is yielded takes what is done, and how much."""
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from dinocache.terminal import console
-    from probes.leaderboard import make_leaderboard
 
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("runs read", total=None)
+        bar = progress.add_task(what, total=None)
 
         def told(what: str, done: int, total: int) -> None:
             progress.update(bar, description=what, completed=done, total=total)
 
-        return make_leaderboard(request, told=told)
+        yield told
 
 
 @app.command()
@@ -1072,7 +1072,8 @@ def _write_report(
     """Write a report, and say where; `quiet` where standard output is something else's."""
     from probes.report import write_report
 
-    written = write_report(runs, out, store, figures=figures)
+    with _progress("runs read") as told:
+        written = write_report(runs, out, store, figures=figures, told=told)
     for text in written.remarks:
         print(f"warning: {text}", file=sys.stderr)
     if as_json:

@@ -1,7 +1,7 @@
 """The report: the paper's tables and figures beside one's own, as a page and as files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,6 +66,7 @@ def write_report(
     store: Where | None = None,
     *,
     figures: str = "summary",
+    told: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Written:
     """Write the report of all runs below a folder.
 
@@ -75,6 +76,7 @@ def write_report(
             that is written then.
         store: Root of the stores, or one store: for pictures of items and of features.
         figures: Which charts are written as files; of `FIGURES`.
+        told: Is called with what is being done, how much of it is, and of how much.
 
     Returns:
         What was written.
@@ -92,9 +94,10 @@ def write_report(
         raise next(iter(errors.values()))
     stores = stores_at_hand(store, results)
     room = _PICTURE_BYTES // len(results)
-    pages = {
-        name: _within(_page(runs / name, result, stores), room) for name, result in results.items()
-    }
+    pages: dict[str, RunPage] = {}
+    for name, result in results.items():
+        told("runs looked at", len(pages), len(results))
+        pages[name] = _within(_page(runs / name, result, stores), room)
     placed = standing(paper_tables(), results)
     report = Report(
         results=results,
@@ -107,11 +110,12 @@ def write_report(
     )
     alone = out.suffix.lower() in (".html", ".htm")
     page = out if alone else out / "index.html"
+    told("page written", 0, 1)
     _write(page, html_of(report))
     return Written(
         page=page,
         tables=() if alone else _tables(report, out),
-        figures=() if alone else _figures(report, out / "figures", figures),
+        figures=() if alone else _figures(report, out / "figures", figures, told),
         runs=len(results),
         remarks=report.remarks,
     )
@@ -178,7 +182,9 @@ def _tables(report: Report, out: Path) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _figures(report: Report, out: Path, wanted: str) -> tuple[Path, ...]:
+def _figures(
+    report: Report, out: Path, wanted: str, told: Callable[[str, int, int], None]
+) -> tuple[Path, ...]:
     if wanted == "none":
         return ()
     charts = [("", figure) for figure in report.figures]
@@ -194,6 +200,7 @@ def _figures(report: Report, out: Path, wanted: str) -> tuple[Path, ...]:
         )
         while stem in taken:  # another run's, of a name that files cannot tell apart
             stem = stem.with_name(f"{stem.name}-2")
+        told("charts written", len(taken), len(charts))
         taken.add(stem)
         spec = specification(figure.kind, metric=figure.metric, low=figure.low)
         written += write_chart(spec, figure.rows, stem, title=figure.title)

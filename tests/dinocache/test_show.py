@@ -17,7 +17,7 @@ from making import make_table, tiny_request
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from dinocache import feature_pictures
+from dinocache import feature_pictures, sights
 from dinocache import show as showing
 from dinocache.cli import main
 from dinocache.copying import copy_store
@@ -367,7 +367,7 @@ def test_a_channel_has_its_own_picture(tmp_path: Path) -> None:
     ],
 )
 def test_which_map_is_shown(kinds: tuple[str, ...], expected: str | None) -> None:
-    assert showing._usual_map(kinds) == expected
+    assert sights._usual_map(kinds) == expected
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_which_map_is_shown(kinds: tuple[str, ...], expected: str | None) -> Non
     ],
 )
 def test_which_vector_counts(kinds: tuple[str, ...], expected: str | None) -> None:
-    assert showing._usual_vector(kinds) == expected
+    assert sights._usual_vector(kinds) == expected
 
 
 def test_any_place_that_has_a_store(wide_store: FeatureStore, tmp_path: Path) -> None:
@@ -503,16 +503,16 @@ def test_a_patch_is_row_and_column() -> None:
 def test_windows_of_others_are_held_against_what_we_write(windows: object) -> None:
     values = np.zeros((1, 2, 3), np.float32)
     with pytest.raises(StoreDamagedError, match="pairs of low and high were expected"):
-        showing._windowed(values, {"windows": windows}, 0, "x")
+        sights._windowed(values, {"windows": windows}, 0, "x")
 
 
 def test_windows_by_hand() -> None:
     values = np.array([[[0, 5]], [[20, 30]]], np.float32)
     windows = {"windows": [[0, 10], [10, 30]]}
-    np.testing.assert_allclose(showing._windowed(values[:1], windows, 0, "x"), [[0, 0.5]])
-    np.testing.assert_allclose(showing._windowed(values[1:], windows, 1, "x"), [[0.5, 1]])
+    np.testing.assert_allclose(sights._windowed(values[:1], windows, 0, "x"), [[0, 0.5]])
+    np.testing.assert_allclose(sights._windowed(values[1:], windows, 1, "x"), [[0.5, 1]])
     colour = np.stack([values[0], values[0], values[0]])
-    found = showing._windowed(colour, {"windows": [[0, 10]]}, 0, "x")
+    found = sights._windowed(colour, {"windows": [[0, 10]]}, 0, "x")
     np.testing.assert_allclose(found, [[[0] * 3, [0.5] * 3]])
 
 

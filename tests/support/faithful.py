@@ -21,5 +21,5 @@ def surprises(result: Result) -> list[str]:
         warning
         for row in rows
         for warning in row.warnings
-        if not _OF_A_MINIATURE.match(warning.rpartition(": ")[2])
+        if not any(map(_OF_A_MINIATURE.match, (warning, warning.partition(": ")[2])))
     ]
