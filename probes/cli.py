@@ -904,8 +904,10 @@ def _progress(what: str) -> "Iterator[Callable[[str, int, int], None]]":
 
     from dinocache.terminal import console
 
+    err = console(stderr=True)
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    # Where nobody watches it would leave an empty line behind.
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task(what, total=None)
 
         def told(what: str, done: int, total: int) -> None:
