@@ -230,7 +230,7 @@ def head_name(result: Result) -> str:
     if result.pool in ("max", "mean+std"):
         said.append(f"pool {result.pool}")
     if result.split.shots:
-        said.append(f"{result.split.shots} shots")
+        said.append(f"{result.split.shots}-shot")
     if result.split.fraction:
         said.append(f"{result.split.fraction:g} of the groups")
     if result.random_weights:

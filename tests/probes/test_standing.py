@@ -274,7 +274,7 @@ def test_what_is_no_setting_is_in_the_label(tmp_path: Path) -> None:
     }
     assert sorted(row.label for row in placed(2, **runs).own) == [
         "dinov3-s @ 256, linear on cls",
-        "dinov3-s @ 256, linear on cls, 5 shots",
+        "dinov3-s @ 256, linear on cls, 5-shot",
         "dinov3-s @ 256, linear on cls, pool max",
         "dinov3-s @ 256, linear on cls, random:0",
     ]
