@@ -29,7 +29,8 @@ def run(*arguments: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "every", [pytest.param(8, id="each-eighth"), pytest.param(1, id="each", marks=pytest.mark.long)]
+    "every",
+    [pytest.param(16, id="each-sixteenth"), pytest.param(1, id="each", marks=pytest.mark.long)],
 )
 @pytest.mark.parametrize(
     ("n_images", "features", "operations"),

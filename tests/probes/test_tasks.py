@@ -72,7 +72,7 @@ def test_the_report_sets_a_run_beside_the_paper(root: Path, tmp_path: Path) -> N
     [warnings] = set(own["warnings"])
     assert warnings.startswith("random weights (random:0); ")
     for warning in (
-        " of 25,596 items tested",
+        " items tested, the official release has 25,596",
         "resolution 32, the paper's is 256",
         "the paper prints nothing of this encoder",
         "1 of 3 seeds",
