@@ -56,7 +56,7 @@ _DARK_COLOURS = [
 ]  # fmt: skip
 
 
-def specification(kind: Kind, *, metric: str = "", low: float | None = None) -> dict[str, Any]:
+def specification(kind: Kind, *, metric: str = "") -> dict[str, Any]:
     """Give the specification of a chart, without its data.
 
     Args:
@@ -72,14 +72,13 @@ def specification(kind: Kind, *, metric: str = "", low: float | None = None) -> 
             - `spread`: run, fold, seed, value, mean
             - `classes`: label, value, low, high
         metric: Named at the axis of values.
-        low: Where that axis begins; None takes what suits the values.
 
     Returns:
         Vega-Lite; the rows are its dataset `rows`.
     """
     import altair as alt
 
-    chart = _CHARTS[kind](alt, alt.Chart(alt.NamedData(_DATA)), metric or "value", low)
+    chart = _CHARTS[kind](alt, alt.Chart(alt.NamedData(_DATA)), metric or "value")
     spec: dict[str, Any] = chart.to_dict(validate=False)
     spec.pop("config", None)
     if spec.get("width") == "container":
@@ -219,11 +218,6 @@ def radar_rows(values: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]
     return rows
 
 
-def _values(alt: _Altair, metric: str, low: float | None, *, field: str = "value") -> _Chart:
-    scale = alt.Scale(zero=False) if low is None else alt.Scale(domainMin=low)
-    return alt.Y(field, type="quantitative", title=metric, scale=scale)
-
-
 def _intervals(alt: _Altair, base: _Chart, x: _Chart, colour: _Chart, dash: _Chart) -> _Chart:
     """Draw them as rules; encoded like the lines, so that there is one legend.
 
@@ -236,7 +230,7 @@ def _intervals(alt: _Altair, base: _Chart, x: _Chart, colour: _Chart, dash: _Cha
     )
 
 
-def _scaling(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
+def _scaling(alt: _Altair, base: _Chart, metric: str) -> _Chart:
     x = alt.X(
         "resolution:Q",
         title="resolution (px)",
@@ -246,7 +240,7 @@ def _scaling(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Cha
     colour, dash = alt.Color("series:N", title=None), alt.StrokeDash("series:N", title=None)
     points = base.mark_line(point=alt.OverlayMarkDef(size=60, filled=True)).encode(
         x=x,
-        y=_values(alt, metric, low),
+        y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False)),
         color=colour,
         strokeDash=dash,
         tooltip=["series:N", "resolution:Q", alt.Tooltip("value:Q", format=".4f"), "text:N"],
@@ -256,10 +250,10 @@ def _scaling(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Cha
     )
 
 
-def _bars(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
+def _bars(alt: _Altair, base: _Chart, metric: str) -> _Chart:
     offset = alt.YOffset("dataset:N", sort=None)
     y = alt.Y("series:N", title=None, sort=None, axis=alt.Axis(labelLimit=200))
-    scale = alt.Scale(domain=[low or 0, 1], clamp=True)
+    scale = alt.Scale(domain=[0, 1], clamp=True)
     bars = base.mark_bar().encode(
         x=alt.X("value:Q", title=metric, scale=scale, stack=None),
         y=y,
@@ -275,7 +269,7 @@ def _bars(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
     return (bars + rules).properties(width="container", height=alt.Step(32))
 
 
-def _radar(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
+def _radar(alt: _Altair, base: _Chart, metric: str) -> _Chart:
     ground = alt.Scale(domain=[-1.3, 1.3])
     x = alt.X("x:Q", axis=None, scale=ground)
     y = alt.Y("y:Q", axis=None, scale=ground)
@@ -306,13 +300,11 @@ def _radar(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart
     return (rings + spokes + labels + scale + series).properties(width=340, height=340)
 
 
-def _curve(
-    alt: _Altair, base: _Chart, titles: tuple[str, str], guide: Sequence[Mapping[str, float]]
-) -> _Chart:
+def _curve(alt: _Altair, base: _Chart, titles: tuple[str, str]) -> _Chart:
     unit = alt.Scale(domain=[0, 1])
     x = alt.X("x:Q", title=titles[0], scale=unit)
     y = alt.Y("y:Q", title=titles[1], scale=unit)
-    lines = (
+    return (
         base.transform_flatten(["x", "y"])
         .transform_window(step="row_number()")
         .mark_line(interpolate="linear", clip=True)
@@ -328,28 +320,27 @@ def _curve(
             ],
         )
     )
-    if not guide:
-        return lines.properties(width="container", height=300)
-    diagonal = (
-        alt.Chart(alt.Data(values=list(guide)))
+
+
+def _diagonal(alt: _Altair) -> _Chart:
+    ends = [{"x": 0, "y": 0}, {"x": 1, "y": 1}]
+    return (
+        alt.Chart(alt.Data(values=ends))
         .mark_line(strokeDash=[4, 4], color="#8a94a0", strokeWidth=1)
         .encode(x="x:Q", y="y:Q")
     )
-    return (diagonal + lines).properties(width="container", height=300)
 
 
-_DIAGONAL = ({"x": 0.0, "y": 0.0}, {"x": 1.0, "y": 1.0})
+def _roc(alt: _Altair, base: _Chart, metric: str) -> _Chart:
+    lines = _curve(alt, base, ("false positive rate", "true positive rate"))
+    return (_diagonal(alt) + lines).properties(width="container", height=300)
 
 
-def _roc(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
-    return _curve(alt, base, ("false positive rate", "true positive rate"), _DIAGONAL)
+def _pr(alt: _Altair, base: _Chart, metric: str) -> _Chart:
+    return _curve(alt, base, ("recall", "precision")).properties(width="container", height=300)
 
 
-def _pr(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
-    return _curve(alt, base, ("recall", "precision"), ())
-
-
-def _reliability(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
+def _reliability(alt: _Altair, base: _Chart, metric: str) -> _Chart:
     unit = alt.Scale(domain=[0, 1])
     flat = base.transform_flatten(["x", "y", "n"])
     points = flat.mark_line(point=alt.OverlayMarkDef(size=50, filled=True)).encode(
@@ -363,15 +354,10 @@ def _reliability(alt: _Altair, base: _Chart, metric: str, low: float | None) -> 
             alt.Tooltip("n:Q", title="items"),
         ],
     )
-    diagonal = (
-        alt.Chart(alt.Data(values=list(_DIAGONAL)))
-        .mark_line(strokeDash=[4, 4], color="#8a94a0", strokeWidth=1)
-        .encode(x="x:Q", y="y:Q")
-    )
-    return (diagonal + points).properties(width="container", height=300)
+    return (_diagonal(alt) + points).properties(width="container", height=300)
 
 
-def _confusion(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
+def _confusion(alt: _Altair, base: _Chart, metric: str) -> _Chart:
     x = alt.X("predicted:N", sort=None, axis=alt.Axis(labelAngle=-35, labelLimit=120))
     y = alt.Y("truth:N", sort=None, axis=alt.Axis(labelLimit=160))
     cells = base.mark_rect().encode(
@@ -394,12 +380,12 @@ def _confusion(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _C
     return (cells + numbers).properties(width="container", height=alt.Step(30))
 
 
-def _k(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
+def _k(alt: _Altair, base: _Chart, metric: str) -> _Chart:
     return (
         base.mark_line(point=True)
         .encode(
             x=alt.X("k:Q", title="k", scale=alt.Scale(type="log", base=10)),
-            y=_values(alt, "value", low),
+            y=alt.Y("value:Q", title="value", scale=alt.Scale(zero=False)),
             color=alt.Color("series:N", title=None, sort=None),
             tooltip=["series:N", "k:Q", alt.Tooltip("value:Q", format=".4f")],
         )
@@ -407,9 +393,9 @@ def _k(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
     )
 
 
-def _spread(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
+def _spread(alt: _Altair, base: _Chart, metric: str) -> _Chart:
     y = alt.Y("run:N", title=None, sort=None, axis=alt.Axis(labelLimit=220))
-    scale = alt.Scale(zero=False) if low is None else alt.Scale(domainMin=low)
+    scale = alt.Scale(zero=False)
     points = base.mark_circle(size=60, opacity=0.7).encode(
         x=alt.X("value:Q", title=metric, scale=scale),
         y=y,
@@ -420,9 +406,9 @@ def _spread(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Char
     return (points + means).properties(width="container", height=alt.Step(22))
 
 
-def _classes(alt: _Altair, base: _Chart, metric: str, low: float | None) -> _Chart:
+def _classes(alt: _Altair, base: _Chart, metric: str) -> _Chart:
     y = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=200))
-    scale = alt.Scale(zero=False) if low is None else alt.Scale(domainMin=low)
+    scale = alt.Scale(zero=False)
     points = base.mark_circle(size=70, opacity=1).encode(
         x=alt.X("value:Q", title=metric, scale=scale),
         y=y,

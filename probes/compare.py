@@ -83,7 +83,7 @@ def compare_runs(
     """
     if len(folders) < 2:
         raise RequestError("name two runs or more: the first is what others are set against")
-    first, *others = (_read(folder) for folder in folders)
+    first, *others = (read_compared(folder) for folder in folders)
     names = _metrics([first, *others], metrics)
     base = _Base(first, names, replicates, permutations)
     found = []
@@ -124,10 +124,10 @@ def compare_each(
     for folder in others:
         try:
             if against is None:
-                run = _read(base)
+                run = read_compared(base)
                 run.check_metrics((metric,))
                 against = _Base(run, (metric,), replicates, permutations)
-            other = _read(folder)
+            other = read_compared(folder)
             other.check_metrics((metric,))
             found.append(_Pair(against, other).compare(metric))
         except (DinocacheError, ValueError) as exc:  # of scores that are no numbers, too
@@ -183,7 +183,7 @@ def read_tested(folder: Path) -> Tested:
     Raises:
         ProbeError: If its result or predictions cannot be read.
     """
-    run = _read(folder)
+    run = read_compared(folder)
     items = sorted({one for ids in run.ids.values() for one in ids.tolist()})
     folds = {fold: sorted(ids.tolist()) for fold, ids in run.ids.items()}
     return Tested(
@@ -356,19 +356,6 @@ class _Pair:
             groups=base.groups[folds[0]],
         )
         return _number(test.p)
-
-
-def _read(folder: Path) -> ComparedRun:
-    """Read a run folder, whatever has become of its predictions."""
-    try:
-        run = read_compared(folder)
-    except DinocacheError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise ProbeError(f"{folder}: its predictions cannot be read ({exc}); fit again") from exc
-    if not run.ids:
-        raise ProbeError(f"{folder}: its predictions are of no item; fit again")
-    return run
 
 
 def _digest(value: object) -> str:

@@ -18,7 +18,7 @@ from probes.metrics.names import check_metrics, needed_thresholds
 from probes.metrics.swaps import swapped_differences
 from probes.runs import Result, read_predictions
 
-__all__ = ["ComparedRun", "ScoredRun", "read_compared"]
+__all__ = ["ComparedRun", "ScoredRun", "compared", "read_compared"]
 
 _Float = npt.NDArray[np.float64]
 _Bool = npt.NDArray[np.bool_]
@@ -45,10 +45,17 @@ class ComparedRun(ABC):
         ordered = named.sort_values(["fold", "seed", "order"])
         for _, part in ordered.groupby(["fold", "seed"], sort=True):
             fold = int(part["fold"].iloc[0])
-            self.ids[fold] = part["name"].to_numpy(np.str_)
+            ids = part["name"].to_numpy(np.str_)
+            if fold in self.ids and not np.array_equal(ids, self.ids[fold]):
+                raise ValueError(f"seeds of fold {fold} tested other items")
+            self.ids[fold] = ids
             self.groups[fold] = part["group"].to_numpy(np.str_)
             self.n_seeds[fold] = self.n_seeds.get(fold, 0) + 1
             self._take(fold, part)
+        if not self.ids:
+            raise ValueError("they are of no item")
+        if max(self.n_seeds.values()) > len(result.seeds):
+            raise ValueError("they are of more seeds than the result names")
 
     @abstractmethod
     def _take(self, fold: int, part: pd.DataFrame) -> None:
@@ -105,6 +112,8 @@ class ScoredRun(ComparedRun):
         n_classes = len(self.result.task.classes)
         self.truth[fold] = part[self._columns[:n_classes]].to_numpy(np.int8)
         scores = part[self._columns[n_classes:]].to_numpy(np.float32)
+        if not np.isfinite(scores).all():
+            raise ValueError("a score is no finite number")
         self.scores.setdefault(fold, []).append(scores)
 
     def check_metrics(self, names: Sequence[str]) -> None:
@@ -263,17 +272,28 @@ def kind_of_maps(result: Result) -> MaskTask:
 
 
 def read_compared(folder: Path) -> ComparedRun:
-    """Read a run folder.
+    """Read a run folder; raises `ProbeError` if it is none, or damaged."""
+    return compared(folder, Result.read(folder), read_predictions(folder))
+
+
+def compared(folder: Path, result: Result, table: pd.DataFrame) -> ComparedRun:
+    """Take a run that is read already.
+
+    Args:
+        folder: Of the run, whose path is its name.
+        result: Its result.
+        table: Its predictions.
+
+    Returns:
+        The run.
 
     Raises:
-        ProbeError: If it is none, or damaged.
+        ProbeError: If the predictions are not as a run writes them.
     """
-    result, table = Result.read(folder), read_predictions(folder)
-    if result.pool != "maps":
-        return ScoredRun(str(folder), result, table)
+    kind = _MaskRun if result.pool == "maps" else ScoredRun
     try:
-        return _MaskRun(str(folder), result, table)
-    except (KeyError, ValueError) as exc:
+        return kind(str(folder), result, table)
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise ProbeError(f"{folder}: its predictions cannot be read ({exc}); fit again") from exc
 
 

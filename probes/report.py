@@ -16,7 +16,7 @@ from probes.pictures import webp_of_png
 from probes.report_figures import report_figures
 from probes.report_page import Report, html_of
 from probes.run_page import Picture, RunPage, run_page, stores_at_hand
-from probes.runs import Result, read_results, write_table
+from probes.runs import read_results, write_table
 from probes.standing import standing
 from probes.table_texts import csv_of, latex_of, markdown_of
 
@@ -97,7 +97,7 @@ def write_report(
     pages: dict[str, RunPage] = {}
     for name, result in results.items():
         told("runs looked at", len(pages), len(results))
-        pages[name] = _within(_page(runs / name, result, stores), room)
+        pages[name] = _within(run_page(runs / name, result, stores), room)
     placed = standing(paper_tables(), results)
     report = Report(
         results=results,
@@ -119,15 +119,6 @@ def write_report(
         runs=len(results),
         remarks=report.remarks,
     )
-
-
-def _page(folder: Path, result: Result, stores: Mapping[str, FeatureStore]) -> RunPage:
-    """Look at a run; what its files hold that no run writes stops no other."""
-    try:
-        return run_page(folder, result, stores)
-    except (ValueError, KeyError, IndexError, TypeError) as exc:
-        said = f"its predictions are not as a run writes them ({type(exc).__name__}: {exc})"
-        return RunPage(remarks=(f"{said}; fit again",))
 
 
 def _within(page: RunPage, budget: int) -> RunPage:
@@ -202,7 +193,7 @@ def _figures(
             stem = stem.with_name(f"{stem.name}-2")
         told("charts written", len(taken), len(charts))
         taken.add(stem)
-        spec = specification(figure.kind, metric=figure.metric, low=figure.low)
+        spec = specification(figure.kind, metric=figure.metric)
         written += write_chart(spec, figure.rows, stem, title=figure.title)
     return tuple(written)
 

@@ -125,9 +125,9 @@ def _warned(name: str, standings: Sequence[Standing]) -> list[dict[str, Any]]:
 
 def _figure(figure: Figure, specifications: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Refer to a specification by name: 200 runs have the same few."""
-    key = f"{figure.kind} {figure.metric} {figure.low}"
+    key = f"{figure.kind} {figure.metric}"
     if key not in specifications:
-        specifications[key] = specification(figure.kind, metric=figure.metric, low=figure.low)
+        specifications[key] = specification(figure.kind, metric=figure.metric)
     return {
         "specification": key,
         "title": figure.title,

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dinocache.errors import DinocacheError, StoreError, StoreNotFoundError
+from dinocache.errors import DinocacheError, ProbeError, StoreError, StoreNotFoundError
 from dinocache.layout import HEADER
 from dinocache.places import Where, folder_of
 from dinocache.roots import find_stores
 from dinocache.store import FeatureStore
 from probes.attention import read_thumbnail
 from probes.charts import Kind
-from probes.compared import ComparedRun, ScoredRun, read_compared
+from probes.compared import ComparedRun, ScoredRun, compared
 from probes.features import open_store, row_picture
 from probes.metrics.names import needed_thresholds
 from probes.pictures import webp_of_array, webp_of_png
@@ -54,7 +54,6 @@ class Figure:
     caption: str
     rows: Sequence[Mapping[str, Any]] = field(hash=False)
     metric: str = ""
-    low: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,22 +112,18 @@ def run_page(folder: Path, result: Result, stores: Mapping[str, FeatureStore]) -
     """
     shown = _pictures(folder)
     try:
-        compared = read_compared(folder)
         table = read_predictions(folder)
-    except DinocacheError as exc:
+        run = compared(folder, result, table)
+    except ProbeError as exc:
         return RunPage(pictures=shown, remarks=(str(exc),))
     figures = [*_classes(result), *_k_curve(result)]
-    remarks: list[str] = []
-    if isinstance(compared, ScoredRun):
-        truth, scores, ids = _pooled(compared)
+    if isinstance(run, ScoredRun):
+        truth, scores, ids = _pooled(run)
         figures = [*_scored_figures(result, truth, scores), *figures]
         worst, loss = _worst_scored(result, truth, scores, ids), "distance of the scores from truth"
     else:
         worst, loss = _worst_cases(table)
-    try:
-        figures += _spread(folder.name, compared)
-    except (DinocacheError, ValueError, KeyError) as exc:
-        remarks.append(f"folds and seeds one by one: {exc}")
+    figures += _spread(folder.name, run)
     store = stores.get(_key(result))
     worst = [_with_picture(one, folder) for one in worst]
     if store is not None:
@@ -139,7 +134,6 @@ def run_page(folder: Path, result: Result, stores: Mapping[str, FeatureStore]) -
         worst=tuple(worst),
         loss=loss,
         pictures=shown,
-        remarks=tuple(remarks),
     )
 
 
