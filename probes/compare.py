@@ -130,7 +130,7 @@ def compare_each(
             other = read_compared(folder)
             other.check_metrics((metric,))
             found.append(_Pair(against, other).compare(metric))
-        except (DinocacheError, ValueError) as exc:  # of scores that are no numbers, too
+        except DinocacheError as exc:
             refused[folder] = _in_short(exc)
         told()
     return with_holm(found), refused
